@@ -1,0 +1,74 @@
+"""The errors that a user can mend.
+
+Every member says what is wrong, where, what is allowed and how to mend it, and also inherits the
+standard type that existing ``except`` clauses look for. Our own invariants use ``assert`` instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LorafusionError(Exception):
+    """Root of all errors that a user can mend."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a job file.
+
+    Attributes:
+        file: The job file.
+        line: Line in it, counted from 1.
+        where: Path inside the YAML, such as ``jobs[1].adapter.r``.
+        found: What stands there.
+        allowed: What may stand there.
+        fix: How to mend it.
+    """
+
+    file: str
+    line: int
+    where: str
+    found: str
+    allowed: str
+    fix: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: {self.where or 'top level'}"
+        return f"{place}: found {self.found}; allowed: {self.allowed}. {self.fix}"
+
+
+class JobFileError(LorafusionError, ValueError):
+    """A job file cannot be used. ``problems`` holds every reason, not the first alone."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class DataError(LorafusionError, ValueError):
+    """A dataset cannot be read or has nothing to train on."""
+
+
+class ModelError(LorafusionError, ValueError):
+    """A base model cannot be loaded, or does not fit."""
+
+
+class AdapterError(LorafusionError, ValueError):
+    """An adapter's settings do not fit the base, or its folder cannot be used."""
+
+
+class PlanError(LorafusionError, ValueError):
+    """A plan cannot be made or breaks a rule."""
+
+
+class OutputError(LorafusionError, OSError):
+    """An output folder cannot be used."""
+
+
+class CheckpointError(LorafusionError, RuntimeError):
+    """A checkpoint cannot be written, read, or does not fit the job."""
+
+
+class FetchError(LorafusionError, RuntimeError):
+    """Weights or data could not be fetched."""
