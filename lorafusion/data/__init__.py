@@ -1,0 +1,1 @@
+"""Formats, chat templates, masks, the token cache, the order of samples."""

@@ -1,0 +1,1 @@
+"""The plan carried out: executor, per-job optimizers, metrics, checkpoints, quarantine."""
