@@ -1,0 +1,36 @@
+"""The meaning of :func:`lora_linear`, in plain differentiable torch: what backends must equal."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from lorafusion.kernels.dropout import keep_mask, rescale
+from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+
+
+def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
+    """LoRA products are made in float32, in float64 only for a float64 base."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def lora_linear(
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    layout: AdapterLayout,
+    adapters: ModuleAdapters,
+) -> torch.Tensor:
+    """See :func:`lorafusion.kernels.lora_linear.op.lora_linear`."""
+    y_TN = F.linear(x_TK, weight_NK, bias_N)
+    pieces: list[torch.Tensor] = []
+    done = 0
+    for start, stop, form in layout.adapted_rows(adapters):
+        x = x_TK[start:stop].to(accumulation_dtype(x_TK))
+        if form.dropout:
+            keys = layout.row_keys(adapters.key, start, stop)
+            x = x * keep_mask(keys, x.shape[1], form.dropout) * rescale(form.dropout)
+        delta = form.scale * ((x @ form.A.T) @ form.B.T)
+        pieces += [y_TN[done:start], (y_TN[start:stop] + delta).to(y_TN.dtype)]
+        done = stop
+    return torch.cat([*pieces, y_TN[done:]])
