@@ -1,0 +1,197 @@
+"""Rows -> tokens, and which of them are trained: the answers and what closes them, nothing else.
+
+A prompt with its completion is tokenised in two parts, so that the prompt's tokens are those that
+a model sees at inference. A conversation goes through the tokenizer's own chat template; the
+answers are found by rendering the conversation up to each of them, and the text is tokenised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from jinja2.exceptions import TemplateError
+
+from lorafusion.data.dataset import Sample
+from lorafusion.data.formats import Conversation, Message, PromptCompletion
+from lorafusion.data.rows import Rows
+from lorafusion.data.tokenizer import Tokenizer, eos_token_id, special_token_ids
+from lorafusion.errors import DataError
+
+ROWS_AT_ONCE = 1024  # bounds the memory of the tokenizer's intermediate results
+
+# Some templates (Llama 3's) write today's date. Tokens must be a function of the file and the
+# tokenizer alone, or a run resumed the next day would train on others; this is the date that
+# those templates fall back to.
+TEMPLATE_DATE = date(2024, 7, 26)
+
+Span = tuple[int, int]
+
+
+def tokenise_rows(rows: Rows, tokenizer: Tokenizer) -> Iterator[Sample]:
+    """Tokenise checked rows, in order and at full length.
+
+    Raises:
+        DataError: The tokenizer lacks what the rows need (an end-of-sequence token, a usable chat
+            template, offsets), or its template refuses a conversation: file and line are named.
+    """
+    eos = eos_token_id(tokenizer)
+    if eos is None:
+        raise DataError(
+            f"{rows.path}: the tokenizer of the base has no end-of-sequence token, so no answer "
+            "could be closed; use a base whose tokenizer defines eos_token"
+        )
+    if rows.type == "messages":
+        yield from _Chat(tokenizer, eos, rows.path).samples(rows)
+        return
+    for start in range(0, len(rows.rows), ROWS_AT_ONCE):
+        chunk = cast(list[PromptCompletion], list(rows.rows[start : start + ROWS_AT_ONCE]))
+        yield from _prompt_completions(chunk, tokenizer, eos)
+
+
+def _prompt_completions(
+    rows: list[PromptCompletion], tokenizer: Tokenizer, eos: int
+) -> Iterator[Sample]:
+    # Asked of a neutral text: a prompt that itself ends with the token must keep it.
+    adds_eos = _encode(tokenizer, ["a"], add_special_tokens=True)["input_ids"][0][-1] == eos
+    prompts = _encode(tokenizer, [row.prompt for row in rows], add_special_tokens=True)
+    answers = _encode(tokenizer, [row.completion for row in rows], add_special_tokens=False)
+    for prompt, answer in zip(prompts["input_ids"], answers["input_ids"], strict=True):
+        head = prompt[:-1] if adds_eos else prompt
+        tail = answer if answer[-1:] == [eos] else [*answer, eos]
+        yield Sample(
+            input_ids=np.asarray(head + tail, dtype=np.int32),
+            trained=np.arange(len(head) + len(tail)) >= len(head),
+        )
+
+
+class _Chat:
+    """Conversations through one tokenizer's template."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: int, path: str) -> None:
+        if not tokenizer.chat_template:
+            raise DataError(
+                f"{path}: type messages needs a chat template, and the tokenizer of the base has "
+                "none; use an instruct model's tokenizer, or columns prompt and completion"
+            )
+        if not tokenizer.is_fast:
+            raise DataError(
+                f"{path}: type messages needs a fast tokenizer (one with a tokenizer.json), "
+                "which tells where each token stands; convert it, or use prompt and completion"
+            )
+        self._tokenizer = tokenizer
+        self._path = path
+        self._eos = eos
+        self._special = np.asarray([*special_token_ids(tokenizer), eos], dtype=np.int32)
+
+    def samples(self, rows: Rows) -> Iterator[Sample]:
+        for start in range(0, len(rows.rows), ROWS_AT_ONCE):
+            chunk = slice(start, start + ROWS_AT_ONCE)
+            found = [
+                self._answers(cast(Conversation, row).messages, line)
+                for row, line in zip(rows.rows[chunk], rows.lines[chunk], strict=True)
+            ]
+            texts = [text for text, _ in found]
+            encoded = _encode(self._tokenizer, texts, add_special_tokens=False, offsets=True)
+            for (text, spans), ids, places in zip(
+                found, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                yield self._sample(text, spans, np.asarray(ids, np.int32), np.asarray(places))
+
+    def _answers(self, messages: tuple[Message, ...], line: int) -> tuple[str, list[Span]]:
+        """The whole text, and the characters that each assistant turn adds after its header."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        text = self._render(turns, line)
+        spans: list[Span] = []
+        for i, turn in enumerate(messages):
+            if turn.role != "assistant":
+                continue
+            head = self._render(turns[:i], line, header=True)
+            upto = self._render(turns[: i + 1], line)
+            if not (text.startswith(upto) and upto.startswith(head)):
+                raise DataError(
+                    f"{self._path}:{line}: the chat template of the base rewrites earlier turns "
+                    f"when messages[{i}] is added, so its answer cannot be told from the prompt; "
+                    "write one row per answer, or set another chat template in the base's folder"
+                )
+            start = len(head)
+            if head == self._render(turns[:i], line):
+                start += _own_header(upto[start:], turn.content)
+            spans.append((start, len(upto)))
+        return text, spans
+
+    def _render(self, turns: list[dict[str, str]], line: int, *, header: bool = False) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=header,
+                strftime_now=TEMPLATE_DATE.strftime,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self._path}:{line}: the chat template of the base refuses this conversation: "
+                f"{error}"
+            ) from error
+        return cast(str, text)
+
+    def _sample(
+        self,
+        text: str,
+        spans: list[Span],
+        ids: npt.NDArray[np.int32],
+        places: npt.NDArray[np.int64],
+    ) -> Sample:
+        trained = np.zeros(len(ids), dtype=np.bool_)
+        special = np.isin(ids, self._special)
+        closed = False
+        for start, end in spans:
+            inside = _inside(places, start, end)
+            closers = np.flatnonzero(inside & special)
+            # What closes the turn is its last special token, if only white space follows it.
+            closed = len(closers) > 0 and not text[places[closers[-1], 1] : end].strip()
+            if closed:
+                inside[closers[-1] + 1 :] = False
+            else:
+                inside = _inside(places, start, start + len(text[start:end].rstrip()))
+            trained |= inside
+        if closed:
+            return Sample(ids, trained)
+        length = int(np.flatnonzero(trained)[-1]) + 1
+        return Sample(
+            np.append(ids[:length], np.int32(self._eos)), np.append(trained[:length], np.True_)
+        )
+
+
+def _inside(places: npt.NDArray[np.int64], start: int, end: int) -> npt.NDArray[np.bool_]:
+    """Tokens that cover a character of start..end; one without characters counts by its place.
+
+    A token that joins the header's last white space with the answer's first word is the answer's.
+    """
+    return (np.maximum(places[:, 1], places[:, 0] + 1) > start) & (places[:, 0] < end)
+
+
+def _own_header(added: str, content: str) -> int:
+    """Characters before the content, for templates that know no generation prompt."""
+    before = added.find(content.strip())
+    return before if before > 0 and added[:before].strip() else 0
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    texts: list[str],
+    *,
+    add_special_tokens: bool,
+    offsets: bool = False,
+) -> dict[str, list[list[Any]]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=offsets,
+        return_attention_mask=False,
+        verbose=False,  # else it warns of samples longer than the model; we cut them ourselves
+    )
+    return cast(dict[str, list[list[Any]]], encoded)
