@@ -41,5 +41,6 @@ def keep_mask(row_key_T: torch.Tensor, columns: int, threshold: int) -> torch.Te
     counter = torch.arange(1, groups + 1, device=row_key_T.device).mul_(signed(GOLDEN))
     z = finalise_(row_key_T[:, None] + counter)
     # int16 compares signed: flipping the sign bits maps unsigned order onto it.
-    lanes = z.bitwise_xor_(signed(_SIGN_BITS)).view(torch.int16)
-    return lanes[:, :columns] >= threshold - LEVELS // 2
+    # Flat first: with no rows, torch gives a single group a stride of 0 and refuses the view.
+    lanes = z.bitwise_xor_(signed(_SIGN_BITS)).flatten().view(torch.int16)
+    return lanes.view(len(z), 4 * groups)[:, :columns] >= threshold - LEVELS // 2

@@ -103,6 +103,11 @@ class AdapterLayout:
         """Lay the segments out one after the other."""
         slots = [segment.slot for segment in segments if segment.slot >= 0]
         assert len(slots) == len(set(slots)), f"a slot has two segments: {slots}"
+        for segment in segments:
+            assert len(segment.samples) == len(segment.lengths), (
+                f"slot {segment.slot}: {len(segment.samples)} samples, "
+                f"but {len(segment.lengths)} lengths"
+            )
         lengths = [length for segment in segments for length in segment.lengths]
         samples = [sample for segment in segments for sample in segment.samples]
         prefixes = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from lorafusion.errors import AdapterError
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
@@ -47,10 +49,12 @@ def lora_linear(
     if _backend() == "reference":
         y_TN = reference.lora_linear(x_TK, weight, bias, layout, adapters)
     else:
+        # The backward reads it too: a caller's later edit of its table must not reach it.
+        adapters = replace(adapters, forms=dict(adapters.forms))
         forms = [rows.form for rows in layout.adapted_rows(adapters)]
         factors = [factor for form in forms for factor in (form.A, form.B)]
         y_TN = _LoraLinear.apply(x_TK, weight, bias, layout, adapters, cpu, *factors)
-    return y_TN.view(*x.shape[:-1], -1)
+    return y_TN.view(*x.shape[:-1], weight.shape[0])
 
 
 def _backend() -> str:
@@ -88,6 +92,7 @@ class _LoraLinear(torch.autograd.Function):
         return y_TN
 
     @staticmethod
+    @once_differentiable  # S is kept as a constant: a second derivative would be silently wrong
     def backward(ctx: Any, dy_TN: torch.Tensor) -> tuple[Any, ...]:
         x_TK, weight_NK, *rest = ctx.saved_tensors
         # Reading saved_tensors has checked that no factor changed since the forward.

@@ -22,7 +22,8 @@ def lora_linear(
     adapters: ModuleAdapters,
 ) -> torch.Tensor:
     """See :func:`lorafusion.kernels.lora_linear.op.lora_linear`."""
-    y_TN = F.linear(x_TK, weight_NK, bias_N)
+    # Detached: the base gets no gradient, also where nobody has frozen it.
+    y_TN = F.linear(x_TK, weight_NK.detach(), None if bias_N is None else bias_N.detach())
     pieces: list[torch.Tensor] = []
     done = 0
     for start, stop, form in layout.adapted_rows(adapters):
