@@ -142,8 +142,13 @@ def _as_object(row: object) -> dict[str, object]:
 def _kind(value: object) -> str:
     if value is None:
         return "null"
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return kinds.get(type(value), "a list" if isinstance(value, list) else "an object")
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -15,7 +15,6 @@ from lorafusion.data.formats import (
     parse_row,
 )
 from lorafusion.errors import DataError
-from lorafusion.files import expand_path
 
 LINES_SHOWN = 10
 
@@ -46,12 +45,12 @@ class Rows:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a dataset file; ``~`` and ``$VARIABLES`` in ``path`` are expanded.
+    """The content of a dataset file.
 
     Raises:
         DataError: There is no such file, or it cannot be read.
     """
-    file = Path(expand_path(path))
+    file = Path(path)
     if file.is_dir():
         raise DataError(f"{path}: is a folder; a dataset is one jsonl file (a JSON object a line)")
     if not file.exists():

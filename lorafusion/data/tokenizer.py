@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -71,11 +70,8 @@ def special_token_ids(tokenizer: Tokenizer) -> list[int]:
 def tokenizer_identity(tokenizer: Tokenizer) -> dict[str, Any]:
     """Everything that decides what a fast tokenizer makes of a text, as plain data."""
     raw = cast(Any, tokenizer)
-    backend: dict[str, Any] = json.loads(raw.backend_tokenizer.to_str())
-    for transient in ("padding", "truncation"):  # left behind by whoever called it last
-        backend.pop(transient, None)
     return {
-        "backend": backend,
+        "backend": raw.backend_tokenizer.to_str(),
         "chat_template": tokenizer.chat_template,
         "special_tokens": {name: str(t) for name, t in raw.special_tokens_map.items()},
     }
