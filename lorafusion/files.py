@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lorafusion.errors import OutputError
 
 
 def home() -> Path:
@@ -18,23 +21,25 @@ def home() -> Path:
 
 def expand_path(text: str) -> str:
     """Expand ``~``, ``$LORAFUSION_HOME`` (defined even when unset) and other ``$VARIABLES``."""
-    for spelling in ("${LORAFUSION_HOME}", "$LORAFUSION_HOME"):
-        text = text.replace(spelling, str(home()))
+    text = re.sub(r"\$(LORAFUSION_HOME\b|\{LORAFUSION_HOME\})", lambda _: str(home()), text)
     return os.path.expanduser(os.path.expandvars(text))
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds the old content or the whole new one, never a part."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write ``data`` so that ``path`` holds the old content or the whole new one, never a part.
+
+    A link is followed: what it points to is replaced.
+    """
+    path = path.resolve()
+    temporary = _temporary(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
@@ -50,24 +55,23 @@ def replace_folder_atomic(path: Path) -> Generator[Path]:
 
     Every file in it is fsynced first. An older folder at ``path`` is moved aside and removed after
     the rename, so at any instant ``path`` is the old folder, the new one, or (between two renames)
-    absent with the old one still on the disk.
+    absent with both still on the disk. An error leaves the old folder. A link is followed.
+
+    Raises:
+        OutputError: ``path`` is a file.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, and a folder is to be written there; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            fsync_folder(file)
+        for entry in temporary.rglob("*"):
+            fsync_folder(entry)
         fsync_folder(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-        if old is not None:
-            shutil.rmtree(old)
+        _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -82,8 +86,24 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    # There is no call that reads the umask without setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _swap(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path`` and remove what stood there, or leave that in place."""
+    old = _temporary(path)
+    existed = path.exists()
+    if existed:
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if existed:
+            os.replace(old, path)
+        raise
+    fsync_folder(path.parent)
+    # The new folder stands: an old one that cannot be removed is no reason to fail.
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    # Not tempfile: its files are private (0600), and the umask cannot be read to widen them
+    # without setting it for all threads.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
