@@ -189,6 +189,15 @@ def test_due_evals_share_places_and_come_before_the_next_step() -> None:
     verify_plan(plan, queues)
 
 
+def test_a_due_eval_goes_before_the_training_of_others() -> None:
+    queues = [
+        JobQueue("long", (Batch(1, (0,), (4,)),), {}, 900),
+        JobQueue("ended", (), {7: Batch(7, (3,), (2,))}),
+    ]
+    plan = plan_window(queues, capacity=12, max_places=20)
+    assert [place.kind for place in plan.places] == ["eval", "train"]
+
+
 def test_shallow_queues_that_are_refilled_stay_valid() -> None:
     full = lognormal_queues(3, steps=6, batch_size=4, longest=2048)
     left = tuple(replace(queue, batches=queue.batches[:1]) for queue in full)
