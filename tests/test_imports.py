@@ -1,0 +1,124 @@
+"""Which part may import which, and what is loaded only when it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOP_LEVEL = ("kernels", "planner", "launch", "jobs")
+
+# cli -> launch -> training -> {models, adapters, data} -> kernels. planner and jobs hold plain data
+# that those above may read.
+BASE = {"errors", "files"}
+PLAIN = BASE | {"planner", "jobs"}
+ALLOWED = {
+    "errors": set[str](),
+    "files": {"errors"},
+    "planner": BASE,
+    "jobs": BASE,
+    "kernels": BASE,
+    "models": {"kernels", *BASE},
+    "adapters": {"kernels", *BASE},
+    "data": {"kernels", "jobs", *BASE},
+    "preflight": {"models", "adapters", "data", *PLAIN},
+    "training": {"models", "adapters", "data", "kernels", *PLAIN},
+    "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+    "cli": {"launch", "training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+}
+# The config of an adapter method lives with the method; these files import torch late.
+ADAPTER_CONFIGS = {"lorafusion.adapters.registry", "lorafusion.adapters.lora"}
+WITHOUT_TORCH = ("planner", "jobs")
+HEAVY = {"torch", "transformers", "peft", "deepspeed", "triton", "safetensors", "tokenizers"}
+
+
+def source_files() -> list[tuple[str, Path]]:
+    """Each Python file with the part of the package that it belongs to."""
+    files = [(name, path) for name in TOP_LEVEL for path in sorted((ROOT / name).rglob("*.py"))]
+    for path in sorted((ROOT / "lorafusion").iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            files += [(path.name, file) for file in sorted(path.rglob("*.py"))]
+        elif path.suffix == ".py" and path.stem != "__init__":
+            files.append((path.stem, path))
+    return files
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of every module that a file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}:{node.lineno}: relative import"
+            if node.module == "lorafusion":
+                yield from ((node.lineno, f"lorafusion.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level names in ``sys.modules`` after running ``code`` in a process of its own."""
+    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code]
+    return set(subprocess.check_output(command, cwd=ROOT, text=True).split())
+
+
+def import_all(*parts: str) -> str:
+    names = [
+        f"lorafusion.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}"
+        for part, path in source_files()
+        if part in parts and path.stem != "__init__"
+    ]
+    names = [name.replace("lorafusion.lorafusion.", "lorafusion.") for name in names]
+    assert names, parts
+    return "\n".join(f"import {name}" for name in names)
+
+
+def test_the_files_are_all_seen() -> None:
+    parts = {part for part, _ in source_files()}
+    assert parts <= ALLOWED.keys(), "a new part: say above what it may import"
+    assert {"planner", "jobs", "kernels", "models", "training", "cli"} <= parts
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {part} may not import {name}"
+        for part, path in source_files()
+        for line, name in imported(path)
+        if name.startswith("lorafusion.")
+        and name.split(".")[1] not in {part, *ALLOWED[part]}
+        and not (part == "jobs" and name in ADAPTER_CONFIGS)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("part", WITHOUT_TORCH)
+def test_planner_and_jobs_name_no_heavy_module(part: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for owner, path in source_files()
+        if owner == part
+        for line, name in imported(path)
+        if name.partition(".")[0] in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_planner_and_jobs_load_no_heavy_module() -> None:
+    assert not loaded_by(import_all(*WITHOUT_TORCH)) & HEAVY
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    assert not loaded_by("import lorafusion.cli") & HEAVY
+
+
+def test_peft_deepspeed_and_triton_are_loaded_only_when_used() -> None:
+    # torch's own build decides whether it loads triton: what it loads alone does not count.
+    code = "import torch, transformers\n"
+    ours = loaded_by(code + import_all("cli", "training", "launch", "models", "adapters", "data"))
+    assert not (ours - loaded_by(code)) & {"peft", "deepspeed", "triton"}
