@@ -94,7 +94,7 @@ class BatchOrder:
             return 0.0
         epoch, place = divmod(t - 1, self.steps_per_epoch)
         rows = min((place + 1) * self._batch_size, len(self._indices))
-        return epoch + rows / len(self._indices)
+        return (epoch * len(self._indices) + rows) / len(self._indices)
 
     def _epoch(self, epoch: int) -> IndexArray:
         # Sorting 28 thousand hashes takes about 3 ms, too much to repeat at every step.

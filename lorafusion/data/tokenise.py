@@ -2,13 +2,14 @@
 
 A prompt with its completion is tokenised in two parts, so that the prompt's tokens are those that
 a model sees at inference. A conversation goes through the tokenizer's own chat template; the
-answers are found by rendering the conversation up to each of them, and the text is tokenised once.
+answers are found by rendering the conversation up to each of them, and the text is tokenised once
+(in pieces where a token would join a header with its answer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -24,9 +25,13 @@ from lorafusion.errors import DataError
 ROWS_AT_ONCE = 1024  # bounds the memory of the tokenizer's intermediate results
 
 # Some templates (Llama 3's) write today's date. Tokens must be a function of the file and the
-# tokenizer alone, or a run resumed the next day would train on others; this is the date that
+# tokenizer alone, or a run resumed the next day would train on others, so the date is the one that
 # those templates fall back to.
-TEMPLATE_DATE = date(2024, 7, 26)
+FIXED_DATE = (
+    "{% macro strftime_now(format) %}"
+    "{{ '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}"
+    "{% endmacro %}"
+)
 
 Span = tuple[int, int]
 
@@ -82,6 +87,8 @@ class _Chat:
                 f"{path}: type messages needs a fast tokenizer (one with a tokenizer.json), "
                 "which tells where each token stands; convert it, or use prompt and completion"
             )
+        template = cast(str, tokenizer.get_chat_template())
+        self._template = FIXED_DATE + template if "strftime_now" in template else template
         self._tokenizer = tokenizer
         self._path = path
         self._eos = eos
@@ -99,7 +106,10 @@ class _Chat:
             for (text, spans), ids, places in zip(
                 found, encoded["input_ids"], encoded["offset_mapping"], strict=True
             ):
-                yield self._sample(text, spans, np.asarray(ids, np.int32), np.asarray(places))
+                tokens = np.asarray(ids, np.int32), np.asarray(places)
+                if _straddles(tokens[1], spans):
+                    tokens = self._encode_pieces(text, [start for start, _ in spans])
+                yield self._sample(text, spans, *tokens)
 
     def _answers(self, messages: tuple[Message, ...], line: int) -> tuple[str, list[Span]]:
         """The whole text, and the characters that each assistant turn adds after its header."""
@@ -129,7 +139,7 @@ class _Chat:
                 turns,
                 tokenize=False,
                 add_generation_prompt=header,
-                strftime_now=TEMPLATE_DATE.strftime,
+                chat_template=self._template,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(
@@ -137,6 +147,23 @@ class _Chat:
                 f"{error}"
             ) from error
         return cast(str, text)
+
+    def _encode_pieces(
+        self, text: str, cuts: list[int]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Tokenise so that no token joins a header's end with its answer's first characters.
+
+        At inference the header is tokenised alone, so the joined token would never be asked for.
+        """
+        edges = [0, *cuts, len(text)]
+        pieces = [text[a:b] for a, b in pairwise(edges)]
+        encoded = _encode(self._tokenizer, pieces, add_special_tokens=False, offsets=True)
+        ids = [np.asarray(piece, np.int32) for piece in encoded["input_ids"]]
+        places = [
+            np.asarray(piece, np.int64).reshape(-1, 2) + start
+            for piece, start in zip(encoded["offset_mapping"], edges[:-1], strict=True)
+        ]
+        return np.concatenate(ids), np.concatenate(places)
 
     def _sample(
         self,
@@ -167,11 +194,14 @@ class _Chat:
 
 
 def _inside(places: npt.NDArray[np.int64], start: int, end: int) -> npt.NDArray[np.bool_]:
-    """Tokens that cover a character of start..end; one without characters counts by its place.
-
-    A token that joins the header's last white space with the answer's first word is the answer's.
-    """
+    """Tokens that cover a character of start..end; one without characters counts by its place."""
     return (np.maximum(places[:, 1], places[:, 0] + 1) > start) & (places[:, 0] < end)
+
+
+def _straddles(places: npt.NDArray[np.int64], spans: list[Span]) -> bool:
+    """Whether a token reaches over the first character of an answer."""
+    starts = np.asarray([start for start, _ in spans])
+    return bool(((places[:, :1] < starts) & (places[:, 1:] > starts)).any())
 
 
 def _own_header(added: str, content: str) -> int:

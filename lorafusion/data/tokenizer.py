@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
         """Tokenise a list of texts."""
         ...
 
+    def get_chat_template(self) -> Any:
+        """The Jinja text that :meth:`apply_chat_template` uses by default."""
+        ...
+
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """Render a conversation."""
         ...

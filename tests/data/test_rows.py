@@ -34,9 +34,7 @@ def test_messages_are_found_by_columns(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", {"messages": [USER, {**ANSWER, "tool_calls": None}]})
     rows = read_rows(path, None)
     assert rows.type == "messages"
-    assert rows.rows == (
-        Conversation((Message("user", "yes or no"), Message("assistant", "no"))),
-    )
+    assert rows.rows == (Conversation((Message("user", "yes or no"), Message("assistant", "no"))),)
 
 
 def test_line_separators_of_unicode_do_not_end_a_row(tmp_path: Path) -> None:
@@ -47,12 +45,12 @@ def test_line_separators_of_unicode_do_not_end_a_row(tmp_path: Path) -> None:
 
 
 def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"nowhere.jsonl: no such file"):
         read_rows(str(tmp_path / "nowhere.jsonl"), None)
     with pytest.raises(DataError, match="is a folder"):
         read_rows(str(tmp_path), None)
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    with pytest.raises(DataError, match="empty.jsonl: has no rows"):
+    with pytest.raises(DataError, match=r"empty.jsonl: has no rows"):
         read_rows(str(tmp_path / "empty.jsonl"), "messages")
 
 
