@@ -7,11 +7,16 @@ A is [r, in] and B is [out, r], as PEFT stores them.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from lorafusion.adapters.registry import AdapterConfig
+from lorafusion.adapters.registry import AdapterConfig, register_method
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorafusion.kernels.layout import FusedForm
 
 
 class LoraConfig(AdapterConfig):
@@ -33,3 +38,41 @@ class LoraConfig(AdapterConfig):
     def scale(self) -> float:
         """The factor s of the adapter's product."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+class LoraModule:
+    """A and B of one job on one linear, float32 (float64 on a float64 base)."""
+
+    def __init__(self, config: LoraConfig, weight: torch.Tensor, *, name: str, seed: int) -> None:
+        """B is zero, so the base's output is unchanged at first; A is uniform as in PEFT.
+
+        A depends on (seed, module name) alone: torch's Kaiming-uniform with a = sqrt(5) is
+        U(-1/sqrt(in), 1/sqrt(in)). It is drawn in float32 for every dtype of the base.
+        """
+        import torch
+
+        from lorafusion.kernels.dropout import threshold
+        from lorafusion.kernels.hashing import hash64, module_key
+
+        rows, columns = weight.shape
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        generator = torch.Generator().manual_seed(hash64(seed, module_key(name)) >> 1)
+        bound = 1 / math.sqrt(columns)
+        a = torch.empty(config.r, columns).uniform_(-bound, bound, generator=generator)
+        self.lora_A = a.to(weight.device, dtype).requires_grad_()
+        self.lora_B = weight.new_zeros(rows, config.r, dtype=dtype).requires_grad_()
+        self._scale = config.scale
+        self._dropout = threshold(config.lora_dropout)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The two factors, by PEFT's names."""
+        return {"lora_A": self.lora_A, "lora_B": self.lora_B}
+
+    def fused_form(self) -> FusedForm:
+        """The factors themselves: LoRA has nothing to compute first."""
+        from lorafusion.kernels.layout import FusedForm
+
+        return FusedForm(self.lora_A, self.lora_B, self._scale, self._dropout)
+
+
+register_method("lora", LoraConfig, LoraModule)

@@ -1,0 +1,127 @@
+"""The adapters that are resident beside the base, each in a slot of its own.
+
+Adapters of different jobs are separate tensors: an optimizer's update in place of one job must not
+touch what another job's backward still needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorafusion.adapters.registry import METHODS, AdapterConfig, ModuleAdapter
+from lorafusion.adapters.targets import match_targets, module_names
+from lorafusion.errors import AdapterError
+from lorafusion.kernels.binding import bound_layout
+from lorafusion.kernels.hashing import module_key
+from lorafusion.kernels.layout import FusedForm, ModuleAdapters
+from lorafusion.kernels.lora_linear import lora_linear
+
+
+class AdaptedLinear(nn.Module):
+    """A linear of the base that also runs the bound microbatch's adapters. The base is untouched."""
+
+    def __init__(self, base: nn.Linear, name: str) -> None:
+        """``name`` is the linear's full name in the base."""
+        super().__init__()
+        self.base = base
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]; the base alone outside of a packed forward."""
+        layout = bound_layout()
+        adapters = layout.modules.get(self.name) if layout is not None else None
+        if layout is None or adapters is None:
+            return self.base(x)
+        return lora_linear(x, self.base.weight, self.base.bias, layout, adapters)
+
+
+@dataclass(frozen=True)
+class ResidentAdapter:
+    """One job's adapter: its slot, and its part on each adapted linear by full module name."""
+
+    slot: int
+    config: AdapterConfig
+    modules: Mapping[str, ModuleAdapter]
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """``<module>.lora_A`` and so on -> tensor, in the base's order of modules."""
+        return {
+            f"{name}.{key}": tensor
+            for name, module in self.modules.items()
+            for key, tensor in module.parameters().items()
+        }
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite the parameters in place.
+
+        Raises:
+            AdapterError: The names or shapes are not this adapter's.
+        """
+        parameters = self.parameters()
+        wrong = sorted(parameters.keys() ^ tensors.keys()) or [
+            name for name, tensor in tensors.items() if tensor.shape != parameters[name].shape
+        ]
+        if wrong:
+            raise AdapterError(
+                f"{len(wrong)} tensors do not fit the adapter, such as {wrong[0]}; allowed: the "
+                "names and shapes of the same settings on the same base."
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[name])
+
+
+class AdapterBank:
+    """Slots over one base. Linears are wrapped when the first adapter wants them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """``model`` keeps its weights; targeted linears get a wrapper around them."""
+        self._model = model
+        self._names = module_names(model)
+        self._linears = {name: model.get_submodule(name) for name in self._names.linears}
+        self._residents: dict[int, ResidentAdapter] = {}
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Full names of all linears that may be adapted."""
+        return self._names.linears
+
+    def match(self, target_modules: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Full names that ``target_modules`` selects, see :func:`match_targets`."""
+        return match_targets(self._names, target_modules)
+
+    def add(self, config: AdapterConfig, targets: Iterable[str], *, seed: int) -> ResidentAdapter:
+        """Build an adapter on ``targets`` (full names) in the lowest free slot."""
+        slot = next(slot for slot in range(len(self._residents) + 1) if slot not in self._residents)
+        build = METHODS[config.type].build
+        modules = {
+            name: build(config, self._linears[name].weight, name=name, seed=seed)
+            for name in targets
+        }
+        for name in modules:
+            self._wrap(name)
+        self._residents[slot] = ResidentAdapter(slot, config, modules)
+        return self._residents[slot]
+
+    def remove(self, slot: int) -> None:
+        """Free a slot. The wrappers stay: without an adapter they only call the base."""
+        del self._residents[slot]
+
+    def modules(self, slots: Iterable[int]) -> dict[str, ModuleAdapters]:
+        """What the kernels need of the adapters in ``slots``, by module, as they are now."""
+        forms: dict[str, dict[int, FusedForm]] = {}
+        for slot in slots:
+            for name, module in self._residents[slot].modules.items():
+                forms.setdefault(name, {})[slot] = module.fused_form()
+        return {name: ModuleAdapters(module_key(name), by) for name, by in forms.items()}
+
+    def _wrap(self, name: str) -> None:
+        if isinstance(self._model.get_submodule(name), AdaptedLinear):
+            return
+        linear = self._linears[name]
+        assert isinstance(linear, nn.Linear)
+        self._model.set_submodule(name, AdaptedLinear(linear, name))

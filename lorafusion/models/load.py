@@ -1,0 +1,137 @@
+"""Load the base: a causal LM from a folder or a hub, frozen and in eval mode.
+
+``check_base`` and ``meta_model`` look at the config alone, so that a job file can be checked before
+any weight is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lorafusion.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+# Their frequencies depend on the longest position of the whole microbatch, so on the neighbours.
+_UNPACKABLE_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base. ``tensors`` names every weight as the checkpoint does, before any wrapping."""
+
+    name: str
+    model: PreTrainedModel
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        return self.model.dtype
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight's name, dtype, shape and bytes: it never changes in a run."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def check_base(base_model: str) -> PreTrainedConfig:
+    """Read the config of ``base_model`` (a folder or a hub id).
+
+    Raises:
+        ModelError: There is no such model, or it is not a causal LM that can be packed.
+    """
+    from transformers import AutoConfig
+
+    config = _from_pretrained(AutoConfig, base_model)
+    architectures: list[str] = getattr(config, "architectures", None) or []
+    if not any(name.endswith(_CAUSAL_ENDINGS) for name in architectures):
+        raise ModelError(
+            f"base_model {base_model!r} is no causal LM: its config names {architectures or 'no'} "
+            f"architectures; allowed: one that ends in {' or '.join(_CAUSAL_ENDINGS)}. "
+            "Choose a text generation model."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in _UNPACKABLE_ROPE:
+        raise ModelError(
+            f"base_model {base_model!r} uses {rope['rope_type']} rotary positions, whose "
+            "frequencies depend on the longest sample of a microbatch, so jobs would change each "
+            "other's results; allowed: default, linear, llama3, yarn. Choose another base."
+        )
+    return config
+
+
+def meta_model(base_model: str) -> nn.Module:
+    """The model's modules without weights, on torch's meta device.
+
+    Raises:
+        ModelError: As :func:`check_base`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = check_base(base_model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def load_base(base_model: str, dtype: str) -> Base:
+    """Load, freeze, and put into eval mode (the base's own dropouts are off).
+
+    Raises:
+        ModelError: As :func:`check_base`, or weights are missing from the checkpoint.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_base(base_model)
+    model, info = _from_pretrained(
+        AutoModelForCausalLM, base_model, dtype=DTYPES[dtype], output_loading_info=True
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"base_model {base_model!r}: {len(missing)} weights are not in the checkpoint, such as "
+            f"{missing[0]}; they would be random. Fetch the model again."
+        )
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    return Base(base_model, model, dict(model.named_parameters()))
+
+
+def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside the base.
+
+    Raises:
+        ModelError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(AutoTokenizer, base_model)
+
+
+def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:
+    folder = Path(base_model)
+    if folder.is_absolute() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"base_model {base_model!r}: no folder with a config.json there; allowed: the folder "
+            "of a Hugging Face model, or a hub id. `lorafusion fetch demo` fetches the demo's."
+        )
+    try:
+        return auto_class.from_pretrained(base_model, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"base_model {base_model!r} cannot be loaded ({reason}); allowed: the folder of a "
+            "Hugging Face model, or a hub id that can be reached or is in the local cache."
+        ) from error
