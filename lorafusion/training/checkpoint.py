@@ -181,7 +181,7 @@ def check_fingerprint(checkpoint: Checkpoint, current: Mapping[str, Json]) -> No
         CheckpointError: Names each field that differs, as it was and as it is.
     """
     was = _flatten(checkpoint.fingerprint)
-    now = _flatten(json.loads(json.dumps(current)))  # as JSON would hold it: tuples are lists
+    now = _flatten(current)
     lines = [
         f"  {name}: was {was.get(name, 'absent')}, is {now.get(name, 'absent')}"
         for name in sorted(was.keys() | now.keys())
@@ -289,8 +289,8 @@ def _folder(root: Path, step: int) -> Path:
 
 
 def _flatten(value: Json, name: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names; leaves as JSON text, so that 1 and 1.0 and "1" differ."""
+    """Nested mappings as dotted names; leaves as JSON text, where a tuple is a list."""
     if isinstance(value, Mapping) and value:
         parts = [_flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
         return {key: leaf for part in parts for key, leaf in part.items()}
-    return {name: json.dumps(value)}
+    return {name: json.dumps(value, sort_keys=True)}

@@ -167,17 +167,20 @@ def test_folder_holds_what_vllm_needs_and_plain_files(base_folder: Path, tmp_pat
 
 def test_our_folder_comes_back_bit_for_bit(base_folder: Path, tmp_path: Path) -> None:
     base = load_base(base_folder)
-    stacked = torch.randn(2, 4, 32)  # two adapters' A as views of one tensor
-    modules = {Q0: (stacked[1], torch.randn(4, 32).T)}
+    shared = torch.randn(2, 4, 32)[1]  # one A for two modules, a view of a larger tensor
+    k0 = Q0.replace("q_proj", "k_proj")
+    modules = {Q0: (shared, torch.randn(4, 32).T), k0: (shared, torch.randn(16, 4))}
     config = LoraConfig(r=4, lora_alpha=6.5, lora_dropout=0.1, use_rslora=True)
     save(tmp_path / "a", config, modules, linear_names(base))
 
     loaded = load_adapter(tmp_path / "a")
 
     assert loaded.base_model == "some/base"
-    assert loaded.config == config.model_copy(update={"target_modules": (Q0,)})
-    assert torch.equal(loaded.modules[Q0][0], stacked[1])
-    assert torch.equal(loaded.modules[Q0][1], modules[Q0][1])
+    assert loaded.config == config.model_copy(update={"target_modules": (Q0, k0)})
+    assert loaded.modules.keys() == modules.keys()
+    for name, (a, b) in modules.items():
+        assert torch.equal(loaded.modules[name][0], a)
+        assert torch.equal(loaded.modules[name][1], b)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from lorafusion.errors import CheckpointError
+from lorafusion.training import checkpoint
 from lorafusion.training.checkpoint import CheckpointWriter, check_fingerprint, clear, newest
 
 FINGERPRINT = {"base": "abc", "job": {"learning_rate": 2e-4, "betas": [0.9, 0.999]}}
@@ -96,7 +98,20 @@ def test_the_newest_are_kept(tmp_path: Path, executor: ThreadPoolExecutor, keep:
     assert steps_on_disk(tmp_path) == list(range(6 - keep, 6))
 
 
-def test_many_jobs_share_an_executor_and_each_keeps_its_order(tmp_path: Path):
+def test_many_jobs_share_an_executor_and_each_keeps_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, busy, overlaps = checkpoint._write, set[Path](), list[Path]()
+
+    def slow_write(folder: Path, snapshot: Any) -> None:
+        if folder.parent in busy:
+            overlaps.append(folder)
+        busy.add(folder.parent)
+        time.sleep(0.005)
+        write(folder, snapshot)
+        busy.discard(folder.parent)
+
+    monkeypatch.setattr(checkpoint, "_write", slow_write)
     with ThreadPoolExecutor(max_workers=4) as pool:
         writers = [CheckpointWriter(tmp_path / str(j), pool, keep=1) for j in range(6)]
         for step in range(1, 9):
@@ -106,6 +121,7 @@ def test_many_jobs_share_an_executor_and_each_keeps_its_order(tmp_path: Path):
             writer.close()
     for job in range(6):
         assert steps_on_disk(tmp_path / str(job)) == [8]
+    assert not overlaps
 
 
 def test_a_slow_disk_holds_the_caller_back(tmp_path: Path):
@@ -201,6 +217,22 @@ def test_nothing_there_is_none_and_clear_makes_it_so(tmp_path: Path, executor: T
     clear(tmp_path)
     assert newest(tmp_path) is None
     assert os.listdir(tmp_path) == ["step-notes.txt"]
+
+
+def test_a_removal_cut_short_leaves_nothing_that_claims_to_be_complete(
+    tmp_path: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+):
+    writer = CheckpointWriter(tmp_path, executor)
+    save(writer, 1)
+    writer.close()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clear(tmp_path)
+    assert os.listdir(tmp_path / "step-00000001") == ["stage-0.safetensors"]
 
 
 def test_an_unknown_format_stops_instead_of_being_lost(

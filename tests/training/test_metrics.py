@@ -169,7 +169,7 @@ for step in range(1, 100):
     try:
         metrics.train(step, {"loss": 1.0})
     except OutputError as error:
-        sys.stderr.write(str(error))
+        sys.stderr.write(f"step {step}: {error}")
         sys.exit(7)
 """
 
@@ -185,6 +185,7 @@ def test_a_full_disk_is_an_error_and_resume_mends_the_file(tmp_path: Path):
     whole = kinds_and_steps(tmp_path)
     assert len(whole) == data.count(b"\n") > 5
     last = whole[-1][1]
+    assert done.stderr.startswith(f"step {last + 1}:")  # the torn line's own step, not the next
     write_steps(tmp_path, range(last + 1, last + 2), resume_step=last)
     assert kinds_and_steps(tmp_path) == [*whole, ("train", last + 1)]
 
