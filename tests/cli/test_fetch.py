@@ -1,4 +1,4 @@
-"""``fetch``: what is there is not fetched again, what is damaged is, and nothing stays half done."""
+"""``fetch``: what is there is not fetched again, what is damaged is, nothing stays half done."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorafusion.errors import ModelError
 from lorafusion.files import home
-from lorafusion.models.gguf import LAYER_NAMES, OTHER_NAMES, convert_gguf, unpermute_rope
+from lorafusion.models.gguf import LAYER_NAMES, convert_gguf, unpermute_rope
 
 HIDDEN, FF, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
 ROWS = {"attn_k": HIDDEN // 2, "attn_v": HIDDEN // 2, "ffn_gate": FF, "ffn_up": FF}
