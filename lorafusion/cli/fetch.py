@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -118,7 +118,7 @@ def _write_stamp(stamp: Path, files: list[Path]) -> None:
 
 
 @contextmanager
-def _doing(console: Console, what: str) -> Iterator[None]:
+def _doing(console: Console, what: str) -> Generator[None]:
     """Show ``what`` with a spinner on a terminal, as a plain line elsewhere."""
     if console.is_terminal:
         with console.status(what):
