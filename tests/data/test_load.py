@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def test_a_damaged_cache_is_made_again(
     caplog.clear()
     assert _same(first, _load(file, tokenizer, cache))
     assert caplog.text == ""
+
+
+def test_writers_at_once_leave_one_whole_file(file: Path, tokenizer: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: _load(file, tokenizer, cache), range(8)))
+    assert all(_same(found[0], dataset) for dataset in found)
+    assert [path.name for path in (cache / "tokens").iterdir()] == [_cached(cache)[0].name]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(

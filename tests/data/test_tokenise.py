@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +104,16 @@ def test_a_default_system_prompt_is_part_of_the_prompt(tokenizer: Any) -> None:
 
 
 def test_a_token_never_joins_a_header_with_its_answer(tokenizer: Any) -> None:
-    """The tiny vocabulary has no token for two newlines; " t" it has."""
-    assert len(tokenizer(" t").input_ids) == 1
+    """Here the header ends with a space, and " fox" is one token, so "assistant: fox" joins."""
+    assert len(tokenizer(" fox").input_ids) == 1
     tokenizer.chat_template = OPEN_TEMPLATE
-    chat = "user: fox | assistant: the | user: or | assistant: the dog"
+    chat = "user: yes | assistant: fox | user: or | assistant: dog"
     (sample,) = tokenise_rows(_chats(chat), tokenizer)
-    head = tokenizer("user: fox\nassistant: ").input_ids
-    answer = tokenizer("the").input_ids
-    assert sample.input_ids[: len(head) + len(answer)].tolist() == head + answer
-    assert sample.trained[: len(head) + len(answer)].tolist() == [False] * len(head) + [True] * len(
-        answer
-    )
-    assert _trained(tokenizer, sample) == f"thethe dog{END}"
+    parts = ["user: yes\nassistant: ", "fox", "\nuser: or\nassistant: ", "dog"]
+    ids = [tokenizer(part).input_ids for part in parts]
+    assert sample.input_ids.tolist() == [*chain.from_iterable(ids), tokenizer.eos_token_id]
+    mask = [i % 2 == 1 for i, part in enumerate(ids) for _ in part]
+    assert sample.trained.tolist() == [*mask, True]
 
 
 OPEN_TEMPLATE = (
