@@ -26,6 +26,12 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
+def linear(base: nn.Module, name: str) -> nn.Linear:
+    module = base.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
 def linear_names(base: nn.Module) -> list[str]:
     return [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
 
@@ -34,9 +40,9 @@ def random_modules(base: nn.Module, names: list[str], rank: int) -> Modules:
     generator = torch.Generator().manual_seed(3)
     modules: Modules = {}
     for name in names:
-        linear = base.get_submodule(name)
-        a = torch.randn(rank, linear.in_features, generator=generator) * 0.2
-        b = torch.randn(linear.out_features, rank, generator=generator) * 0.2
+        size = linear(base, name)
+        a = torch.randn(rank, size.in_features, generator=generator) * 0.2
+        b = torch.randn(size.out_features, rank, generator=generator) * 0.2
         modules[name] = (a, b)
     return modules
 
@@ -51,7 +57,7 @@ def logits_by_hand(base: nn.Module, modules: Modules, scale: float) -> Tensor:
     """Merge s·B·A into the weights of ``base`` and run it."""
     with torch.no_grad():
         for name, (a, b) in modules.items():
-            weight = base.get_submodule(name).weight
+            weight = linear(base, name).weight
             weight += scale * (b.to(weight.dtype) @ a.to(weight.dtype))
     return logits(base)
 
@@ -89,9 +95,16 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("four_layers")
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
-        config = LlamaConfig(**sizes, **heads, initializer_range=0.1, tie_word_embeddings=True)
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            initializer_range=0.1,
+        )
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
