@@ -120,17 +120,19 @@ class _Chat:
             if turn.role != "assistant":
                 continue
             head = self._render(turns[:i], line, header=True)
-            upto = self._render(turns[: i + 1], line)
+            upto = self._render(turns[: i + 1], line) if i + 1 < len(turns) else text
             if not (text.startswith(upto) and upto.startswith(head)):
                 raise DataError(
                     f"{self._path}:{line}: the chat template of the base rewrites earlier turns "
                     f"when messages[{i}] is added, so its answer cannot be told from the prompt; "
                     "write one row per answer, or set another chat template in the base's folder"
                 )
-            start = len(head)
-            if head == self._render(turns[:i], line):
-                start += _own_header(upto[start:], turn.content)
-            spans.append((start, len(upto)))
+            before = _before(upto[len(head) :], turn.content)
+            # A template that knows no generation prompt writes the header with the answer. (One
+            # that knows it may begin the answer with its own marks, which the model then learns.)
+            if before and head == self._render(turns[:i], line):
+                head += before
+            spans.append((len(head), len(upto)))
         return text, spans
 
     def _render(self, turns: list[dict[str, str]], line: int, *, header: bool = False) -> str:
@@ -204,10 +206,10 @@ def _straddles(places: npt.NDArray[np.int64], spans: list[Span]) -> bool:
     return bool(((places[:, :1] < starts) & (places[:, 1:] > starts)).any())
 
 
-def _own_header(added: str, content: str) -> int:
-    """Characters before the content, for templates that know no generation prompt."""
-    before = added.find(content.strip())
-    return before if before > 0 and added[:before].strip() else 0
+def _before(added: str, content: str) -> str:
+    """What a turn's text holds before its content, if more than white space."""
+    before = added[: max(added.find(content.strip()), 0)]
+    return before if before.strip() else ""
 
 
 def _encode(
