@@ -57,11 +57,18 @@ class _Checks:
                 owner = owners.get(above)
                 if owner is None or owner is job or _same_name(owner, job):
                     continue
-                relation = "the same folder as" if above == folder else "a folder inside that of"
-                node = job.child("output_dir") or owner.child("output_dir") or job
+                relation, node, other = "a folder inside that of", job.child("output_dir"), owner
+                if node is None:  # then it is the owner's that was written out
+                    relation, node, other = (
+                        "a folder around that of",
+                        owner.child("output_dir"),
+                        job,
+                    )
+                if above == folder:
+                    relation = "the same folder as"
                 yield self._problem(
-                    node,
-                    f"{relation} {owner.where} (line {owner.line})",
+                    node or job,
+                    f"{relation} {other.where} (line {other.line})",
                     "a folder for each job alone",
                     "Choose another output_dir, or remove it: the run's folder has one per job.",
                 )

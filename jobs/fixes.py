@@ -34,9 +34,10 @@ def fix_for(node: Node, path: Path, fields: Fields) -> str | None:
         return _BY_FIELD.get(field) or _shape_fix(value is None, types, fields.allowed(path))
     if isinstance(value, str):
         return _text_fix(value, types, path, fields)
-    if isinstance(value, float) and value.is_integer() and "integer" in types:
-        return f"Write {value:.0f}."
-    return (_BY_FIELD_OF_ZERO.get(field) if value == 0 else None) or _number_fix(value, types)
+    if isinstance(value, float) and "integer" in types and math.isfinite(value):
+        return f"Write {value:.0f}." if value.is_integer() else "Write a whole number."
+    by_field = _BY_FIELD_OF_ZERO if value == 0 else _BY_FIELD
+    return by_field.get(field) or _number_fix(value, types)
 
 
 def _shape_fix(missing: bool, types: set[str], allowed: str) -> str:
@@ -50,8 +51,6 @@ def _shape_fix(missing: bool, types: set[str], allowed: str) -> str:
 def _number_fix(value: float, types: set[str]) -> str | None:
     if not math.isfinite(value):
         return "Write a finite number."
-    if "integer" in types and not value.is_integer():
-        return "Write a whole number."
     if types & {"integer", "number"}:
         return "Choose a number in that range."
     if "boolean" in types:

@@ -53,17 +53,19 @@ def load_run_file(path: Path) -> RunSpec:
 def read_run_file(path: Path) -> RunFile:
     """:func:`load_run_file`, with the lines kept for checks that come later."""
     file = str(path)
-    root, problems = _read_tree(path, file)
-    problems += _check_defaults(root, file)
+    root, unreadable = _read_tree(path, file)
     merged = _merged(root)
+    problems = _check_defaults(root, file) + check_run(merged, file)
     spec = None
     try:
         spec = RunSpec.model_validate(merged.plain(), strict=True)
     except ValidationError as error:
         problems += Translator(file, Fields(run_schema())).problems(error, merged)
-    problems += check_run(merged, file)
-    if spec is None or problems:
-        raise JobFileError(_sorted_once(problems))
+    # What could not be read is not wrong for a second reason.
+    places = {(problem.line, problem.where) for problem in unreadable}
+    problems = [p for p in problems if (p.line, p.where) not in places]
+    if spec is None or unreadable or problems:
+        raise JobFileError(_sorted_once(unreadable + problems))
     return RunFile(file, spec, merged)
 
 

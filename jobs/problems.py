@@ -48,7 +48,8 @@ class Translator:
     def problems(self, error: ValidationError, tree: Node) -> list[Problem]:
         """All problems behind ``error``, which came from validating ``tree.plain()``."""
         found: list[Problem] = []
-        places: dict[str, tuple[Node, Path, str]] = {}
+        reported: set[Path] = set()
+        places: dict[Path, tuple[Node, str]] = {}
         for detail in error.errors(include_url=False):
             loc, kind = detail["loc"], detail["type"]
             if kind in ("missing", "extra_forbidden"):
@@ -56,16 +57,22 @@ class Translator:
                     continue
                 node, path = _locate(tree, loc[:-1])
                 report = self._missing if kind == "missing" else self._unknown
-                found.append(report(node, self.top + path, str(loc[-1])))
+                found.append(report(node, self._in_schema(path), str(loc[-1])))
+                reported.add((*path, loc[-1]))
             else:
                 node, path = _locate(tree, loc)
                 # Each branch of a union reports on its own: one problem says all that is allowed.
-                places.setdefault(node.where, (node, self.top + path, detail["msg"]))
-        for where, (node, path, message) in places.items():
-            # A bad item also fails the branches for which a list is wrong altogether.
-            if not any(other.startswith((f"{where}[", f"{where}.")) for other in places):
-                found.append(self._wrong(node, path, message))
+                places.setdefault(path, (node, detail["msg"]))
+                reported.add(path)
+        for path, (node, message) in places.items():
+            # A bad item also makes its list too short, or wrong where a union allows other things.
+            if not any(len(r) > len(path) and r[: len(path)] == path for r in reported):
+                found.append(self._wrong(node, self._in_schema(path), message))
         return found
+
+    def _in_schema(self, path: Path) -> Path:
+        """``path`` from the schema's top; all items of a list are alike there."""
+        return self.top + tuple(0 if isinstance(key, int) else key for key in path)
 
     def _missing(self, parent: Node, path: Path, key: str) -> Problem:
         fix = f"Add `{key}: ...`" + (" here or to `defaults`." if path[:1] == ("jobs",) else ".")
@@ -114,15 +121,12 @@ def _under(home: Path) -> str:
 
 
 def _locate(tree: Node, loc: Path) -> tuple[Node, Path]:
-    """The deepest node on ``loc``, and its path in the schema, where every index is 0.
-
-    Names of union branches in ``loc`` are skipped.
-    """
+    """The deepest node on ``loc``, and its path; names of union branches in ``loc`` are skipped."""
     node, path = tree, ()
     for key in loc:
         if isinstance(key, int):
             if key < len(node.items()):
-                node, path = node.items()[key], (*path, 0)
+                node, path = node.items()[key], (*path, key)
         elif below := node.child(key):
             node, path = below, (*path, key)
     return node, path

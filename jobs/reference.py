@@ -32,7 +32,10 @@ def file_schema() -> Schema:
         "properties": defaults,
     }
     jobs = schema["properties"].pop("jobs")
-    schema["properties"]["defaults"] = {"anyOf": [{"$ref": "#/$defs/Defaults"}, {"type": "null"}]}
+    schema["properties"]["defaults"] = {
+        "anyOf": [{"$ref": "#/$defs/Defaults"}, {"type": "null"}],
+        "description": "Fields of a job that are laid under each one.",
+    }
     schema["properties"]["jobs"] = {**jobs, "items": {"$ref": "#/$defs/Job"}}
     return {"$schema": DRAFT, **schema, "title": "LoRAFusion job file"}
 
@@ -97,14 +100,14 @@ jobs:
     max_steps: 200
 ```
 
-- `lorafusion validate FILE` lists everything that is wrong with a file, with lines, and exits with 2.
+- `lorafusion validate FILE` lists all that is wrong with a file, with lines, and exits with 2.
 - `lorafusion schema` prints a JSON schema with which editors complete and check the file.
 - `defaults` is laid under each job: mappings merge, lists and single values are replaced, and
   `null` undoes a default where the field allows it. `name` cannot be a default.
 - Scalars follow YAML 1.2: `1e-4` is a number; `yes`, `on` and dates are text; booleans are `true`
   and `false`. Nothing is converted: `r: "8"` and `r: 8.0` are refused, as are unknown fields,
   double keys, `.inf` and `.nan`.
-- Paths are relative to the current folder; `~`, `$LORAFUSION_HOME` and other variables are expanded.
+- Paths start at the current folder; `~`, `$LORAFUSION_HOME` and other variables are expanded.
 - `warmup_ratio` and `warmup_steps` exclude each other, as do `eval.val_size` and `eval.dataset`;
   `max_seq_len` cannot exceed a `capacity` given as a number; names differ by more than case; no
   job's folder is another's or lies inside it.

@@ -6,6 +6,7 @@ Scalars follow YAML 1.2's core rules: ``1e-4`` is a number (1.1 reads text), ``0
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     Raises:
         TreeError: The text is no YAML, or too large to be a job file.
     """
-    builder = _Builder(file)
+    builder = _Builder(file, _Lines(text))
     try:
         loader = _Loader(text)
         try:
@@ -133,17 +134,30 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
         finally:
             cast(Any, loader).dispose()
     except yaml.YAMLError as error:
-        raise TreeError(_syntax_problem(error, text, file)) from error
+        raise TreeError(_syntax_problem(error, builder.lines, file)) from error
     if root is None:
         return None, []
-    return builder.build(root, root.start_mark.line + 1, "", 0), builder.problems
+    return builder.build(root, builder.lines.at(root.start_mark), "", 0), builder.problems
+
+
+class _Lines:
+    """Lines as editors count them; YAML 1.1 also ends one at U+0085, U+2028 and U+2029."""
+
+    def __init__(self, text: str) -> None:
+        self._starts = [match.end() for match in re.finditer(r"\r\n?|\n", text)]
+
+    def at(self, place: yaml.Mark | int) -> int:
+        """The line, from 1, of a mark or an index of the text."""
+        index = place if isinstance(place, int) else place.index
+        return bisect.bisect_right(self._starts, index) + 1
 
 
 class _Builder:
     """Turns yaml nodes into :class:`Node`, collecting problems on the way."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, lines: _Lines) -> None:
         self.file = file
+        self.lines = lines
         self.problems: list[Problem] = []
         self.nodes = 0
 
@@ -166,7 +180,7 @@ class _Builder:
             return Node(self._mapping(node, where, depth), line, where)
         if isinstance(node, yaml.SequenceNode) and tag == "seq":
             children = tuple(
-                self.build(item, item.start_mark.line + 1, join(where, index), depth + 1)
+                self.build(item, self.lines.at(item.start_mark), join(where, index), depth + 1)
                 for index, item in enumerate(node.value)
             )
             return Node(children, line, where)
@@ -184,7 +198,7 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, where: str, depth: int) -> dict[str, Node]:
         children: dict[str, Node] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
+            line = self.lines.at(key.start_mark)
             if not isinstance(key, yaml.ScalarNode):
                 self._add(
                     line, where, "a key that is a list or mapping", "text", "Give the field's name."
@@ -223,9 +237,9 @@ class _Builder:
         self.problems.append(Problem(self.file, line, where, found, allowed, fix))
 
 
-def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, lines: _Lines, file: str) -> Problem:
     if isinstance(error, yaml.reader.ReaderError):
-        line = text.count("\n", 0, error.position) + 1
+        line = lines.at(error.position)
         return Problem(
             file,
             line,
@@ -237,7 +251,7 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     if isinstance(error, _TooDeep) and error.problem_mark:
         return Problem(
             file,
-            error.problem_mark.line + 1,
+            lines.at(error.problem_mark),
             "",
             "brackets or blocks nested too deeply",
             f"at most {MAX_DEPTH} levels",
@@ -252,5 +266,5 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     else:
         fix = "Mend the indentation, quotes or brackets here or on the line before."
     return Problem(
-        file, mark.line + 1 if mark else 1, "", f"broken YAML: {said}", "one YAML document", fix
+        file, lines.at(mark) if mark else 1, "", f"broken YAML: {said}", "one YAML document", fix
     )

@@ -146,7 +146,9 @@ class _Check:
             self._add(where, reason, "a folder that can be made and written to", fix)
 
     def _add(self, path: tuple[str | int, ...], found: str, allowed: str, fix: str) -> None:
-        self.problems.append(self._run.problem(path, found=found.rstrip("."), allowed=allowed, fix=fix))
+        self.problems.append(
+            self._run.problem(path, found=found.rstrip("."), allowed=allowed, fix=fix)
+        )
 
 
 class _Targets:
@@ -179,7 +181,7 @@ def _unusable(folder: Path) -> Iterator[str]:
     for place in (folder, *folder.absolute().parents):
         if os.path.lexists(place):
             if not place.is_dir():
-                yield f"{folder}, where {place} is no folder"
+                yield f"{place}, which is no folder"
             elif not os.access(place, os.W_OK | os.X_OK):
-                yield f"{folder}, where {place} is not writable"
+                yield f"{place}, which is not writable"
             return
