@@ -22,7 +22,7 @@ from lorafusion.data.dataset import (
 from lorafusion.data.formats import DatasetType
 from lorafusion.data.rows import check_rows, read_bytes, resolve_type
 from lorafusion.data.tokenise import tokenise_rows
-from lorafusion.data.tokenizer import Tokenizer, tokenizer_identity
+from lorafusion.data.tokenizer import Tokenizer, is_fast, tokenizer_identity
 from lorafusion.files import write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def load_dataset(
     data = read_bytes(config.path)
     type_ = resolve_type(data, config.type, path=config.path)
     file = None
-    if cache_dir is not None and tokenizer.is_fast:  # a slow one cannot be written down as a key
+    if cache_dir is not None and is_fast(tokenizer):  # a slow one cannot be written down as a key
         key = _cache_key(data, tokenizer, type_=type_, max_seq_len=max_seq_len)
         file = cache_dir / "tokens" / f"{key}.safetensors"
         cached = _read_cache(file, path=config.path)

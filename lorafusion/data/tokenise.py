@@ -19,7 +19,7 @@ from jinja2.exceptions import TemplateError
 from lorafusion.data.dataset import Sample
 from lorafusion.data.formats import Conversation, Message, PromptCompletion
 from lorafusion.data.rows import Rows
-from lorafusion.data.tokenizer import Tokenizer, eos_token_id, special_token_ids
+from lorafusion.data.tokenizer import Tokenizer, eos_token_id, is_fast, special_token_ids
 from lorafusion.errors import DataError
 
 ROWS_AT_ONCE = 1024  # bounds the memory of the tokenizer's intermediate results
@@ -82,7 +82,7 @@ class _Chat:
                 f"{path}: type messages needs a chat template, and the tokenizer of the base has "
                 "none; use an instruct model's tokenizer, or columns prompt and completion"
             )
-        if not tokenizer.is_fast:
+        if not is_fast(tokenizer):
             raise DataError(
                 f"{path}: type messages needs a fast tokenizer (one with a tokenizer.json), "
                 "which tells where each token stands; convert it, or use prompt and completion"

@@ -12,11 +12,6 @@ class Tokenizer(Protocol):
     """What we call of ``transformers.PreTrainedTokenizerBase``, whose own types are partial."""
 
     @property
-    def is_fast(self) -> bool:
-        """Whether it can say where each token stands in the text."""
-        ...
-
-    @property
     def chat_template(self) -> Any:
         """Jinja text, several of them by name, or None."""
         ...
@@ -58,6 +53,11 @@ def load_tokenizer(base_model: str) -> Tokenizer:
             f"base_model {base_model}: no tokenizer could be loaded from {kind}: {error}"
         ) from error
     return cast(Tokenizer, tokenizer)
+
+
+def is_fast(tokenizer: Tokenizer) -> bool:
+    """Whether it can say where each token stands in the text, and be written down as a whole."""
+    return bool(cast(Any, tokenizer).is_fast)
 
 
 def eos_token_id(tokenizer: Tokenizer) -> int | None:

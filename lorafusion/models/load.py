@@ -17,7 +17,7 @@ from torch import nn
 from lorafusion.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
@@ -107,17 +107,6 @@ def load_base(base_model: str, dtype: str) -> Base:
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     return Base(base_model, model, dict(model.named_parameters()))
-
-
-def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the base.
-
-    Raises:
-        ModelError: There is none.
-    """
-    from transformers import AutoTokenizer
-
-    return _from_pretrained(AutoTokenizer, base_model)
 
 
 def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:

@@ -1,0 +1,70 @@
+"""Run on this machine, in this process: threads pinned, signals turned into a clean stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.training.events import Events
+from lorafusion.training.result import RunResult
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Set by the first signal; a second one of the same kind does what it always does."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def reason(self) -> str | None:
+        """Why to stop, or None."""
+        return None if self.signal is None else f"stopped by {self.signal.name}"
+
+
+def run_local(
+    spec: RunSpec,
+    *,
+    output: Path,
+    events: Events,
+    stop: StopRequest,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunResult:
+    """Train all jobs of ``spec`` in this process.
+
+    SIGINT and SIGTERM end the run after the running microbatch: what each job has finished is
+    saved. See :func:`lorafusion.training.run.train` for errors.
+    """
+    import torch
+
+    from lorafusion.training.run import RunOptions, train
+
+    # Fixed for the whole run: a GEMM's rounding depends on how it is cut over threads.
+    threads = spec.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    options = RunOptions(output, resume, overwrite, threads, stop.reason)
+    with _stop_on_signals(stop):
+        return train(spec, options, events)
+
+
+@contextmanager
+def _stop_on_signals(stop: StopRequest) -> Generator[None]:
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        stop.signal = signal.Signals(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for number in SIGNALS:
+        signal.signal(number, request)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""The training loop: plan a window, run its places, step each job whose batch is complete."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lorafusion.errors import CheckpointError, LorafusionError, OutputError
+from lorafusion.planner.packing import plan_window
+from lorafusion.planner.plan import Place, Plan
+from lorafusion.planner.queue import JobQueue, advance
+from lorafusion.planner.verify import verify_plan
+from lorafusion.training.events import Events
+from lorafusion.training.executor import Executor
+from lorafusion.training.job import StepResult, TrainingJob
+from lorafusion.training.output import JobOutput, job_result
+from lorafusion.training.result import JobResult, JobState
+
+# Places planned ahead. A job completes at most one step a place, so as many steps are enough.
+WINDOW = 64
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all jobs of a run share.
+
+    Attributes:
+        executor: Runs a place.
+        capacity: Most rows in a microbatch.
+        base_model: Name of the base, for the exported adapters.
+        linears: All linears of the base, the head among them, for the exported adapters.
+        events: Told what happens.
+        should_stop: Asked between places; a reason means stop.
+    """
+
+    executor: Executor
+    capacity: int
+    base_model: str
+    linears: Sequence[str]
+    events: Events
+    should_stop: Callable[[], str | None]
+
+
+@dataclass
+class Clock:
+    """Seconds of training, and real tokens of the samples trained on, in this process."""
+
+    seconds: float = 0.0
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def rate(self, name: str) -> float:
+        """Tokens per second of one job."""
+        return self.tokens.get(name, 0) / self.seconds if self.seconds else 0.0
+
+    @property
+    def total_rate(self) -> float:
+        """Tokens per second of all jobs."""
+        return sum(self.tokens.values()) / self.seconds if self.seconds else 0.0
+
+
+class TrainingLoop:
+    """Runs jobs to their end on one process. A job that fails leaves; the others go on."""
+
+    def __init__(
+        self,
+        workplace: Workplace,
+        jobs: Sequence[TrainingJob],
+        outputs: Mapping[str, JobOutput],
+        *,
+        on_removed: Callable[[TrainingJob], None],
+    ) -> None:
+        """``on_removed`` is called once a job has ended, to free its slot."""
+        self._place = workplace
+        self._jobs = {job.name: job for job in jobs}
+        self._outputs = outputs
+        self._on_removed = on_removed
+        self.clock = Clock()
+        self.results: dict[str, JobResult] = {}
+
+    def run(self) -> None:
+        """Train until every job has ended or a stop is asked for."""
+        queues = [job.queue(window=WINDOW) for job in self._jobs.values()]
+        for job in [self._jobs[queue.name] for queue in queues if queue.empty]:
+            self._succeed(job)  # resumed from its last step
+        while self._jobs and not self._place.should_stop():
+            queues = [
+                self._jobs[queue.name].refill(queue, window=WINDOW)
+                for queue in queues
+                if queue.name in self._jobs
+            ]
+            plan = plan_window(queues, capacity=self._place.capacity, max_places=WINDOW)
+            verify_plan(plan, queues)
+            queues = list(advance(queues, self._run_window(plan)))
+        for job in list(self._jobs.values()):
+            self._pause(job, self._place.should_stop() or "")
+
+    def _run_window(self, plan: Plan) -> Plan:
+        """Run ``plan`` until a job fails or a stop is asked for; returns the part that ran."""
+        for index, place in enumerate(plan.places):
+            jobs = {segment.job for segment in place.segments}
+            if not jobs <= self._jobs.keys() or self._place.should_stop():
+                return replace(plan, places=plan.places[:index])
+            self._run_place(place)
+        return plan
+
+    def _run_place(self, place: Place) -> None:
+        started = time.perf_counter()
+        self._place.executor.run(place, self._jobs)
+        results = [
+            (self._jobs[name], self._jobs[name].finish_step())
+            for name, _ in place.completes
+            if place.kind == "train"
+        ]
+        if place.kind == "train":
+            self.clock.seconds += time.perf_counter() - started
+        for job, result in results:
+            self._contain(job, self._report_step, result)
+        if place.kind == "eval":
+            for name, step in place.completes:
+                self._contain(self._jobs[name], self._report_eval, step)
+        for job in [self._jobs[name] for name, _ in place.completes if name in self._jobs]:
+            if job.finished:
+                self._succeed(job)
+
+    def _contain(
+        self, job: TrainingJob, report: Callable[[TrainingJob, Any], None], what: object
+    ) -> None:
+        """What goes wrong with one job's files is that job's failure alone."""
+        try:
+            report(job, what)
+        except (OutputError, CheckpointError) as error:
+            self._fail(job, str(error))
+
+    def _report_step(self, job: TrainingJob, result: StepResult) -> None:
+        self.clock.tokens[job.name] = self.clock.tokens.get(job.name, 0) + result.tokens
+        rate = self.clock.rate(job.name)
+        self._place.events.step(job.name, result, tokens_per_s=rate)
+        self._outputs[job.name].record_step(job, result, tokens_per_s=rate)
+        if job.progress.bad_steps >= job.spec.max_bad_steps:
+            self._fail(
+                job,
+                f"{job.progress.bad_steps} steps in a row up to step {job.step} had no finite loss "
+                f"and gradient (loss {result.loss}, gradient norm {result.grad_norm}). Lower the "
+                "learning rate or look at the data; max_bad_steps sets how many are allowed.",
+            )
+
+    def _report_eval(self, job: TrainingJob, step: int) -> None:
+        loss, tokens = job.finish_eval(step)
+        self._place.events.evaluated(job.name, step, loss)
+        self._outputs[job.name].record_eval(step, loss, tokens)
+
+    def _succeed(self, job: TrainingJob) -> None:
+        try:
+            self._end(job, "succeeded", export=True)
+        except LorafusionError as error:
+            self._fail(job, str(error))
+
+    def _fail(self, job: TrainingJob, reason: str) -> None:
+        try:
+            self._end(job, "failed", reason=reason)
+        except (OutputError, CheckpointError) as error:
+            self._finish(job, job_result(job, "failed", reason=f"{reason} And: {error}"))
+
+    def _pause(self, job: TrainingJob, reason: str) -> None:
+        try:
+            self._outputs[job.name].save(job)
+            self._end(job, "paused", reason=reason, export=job.step > 0)
+        except LorafusionError as error:
+            self._fail(job, str(error))
+
+    def _end(
+        self, job: TrainingJob, state: JobState, *, reason: str | None = None, export: bool = False
+    ) -> None:
+        output = self._outputs[job.name]
+        adapter = None
+        if export:
+            adapter = output.export(
+                job, base_model=self._place.base_model, linears=self._place.linears
+            )
+        output.close()
+        self._finish(job, job_result(job, state, reason=reason, adapter=adapter))
+
+    def _finish(self, job: TrainingJob, result: JobResult) -> None:
+        del self._jobs[job.name]
+        self.results[job.name] = result
+        self._place.events.ended(result)
+        self._on_removed(job)

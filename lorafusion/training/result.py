@@ -1,0 +1,66 @@
+"""What a run leaves to say: one result per job, one for the run, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+JobState = Literal["running", "succeeded", "failed", "paused"]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job stands.
+
+    Attributes:
+        name: The job.
+        state: ``paused``: stopped before its end; ``--resume`` goes on.
+        reason: Why it failed or is paused.
+        steps: Optimizer steps done.
+        total_steps: Optimizer steps of the whole job; 0 when it failed before that was known.
+        loss_first: Training loss of the first step, nats per trained token.
+        loss_last: The same of the last step done.
+        eval_before: Loss on held-out rows before training.
+        eval_after: The newest such loss after training began.
+        adapter_dir: The PEFT folder. None for a failed job: it is never exported.
+        tokens: Tokens of the training samples seen.
+    """
+
+    name: str
+    state: JobState
+    reason: str | None = None
+    steps: int = 0
+    total_steps: int = 0
+    loss_first: float | None = None
+    loss_last: float | None = None
+    eval_before: float | None = None
+    eval_after: float | None = None
+    adapter_dir: str | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run went.
+
+    Attributes:
+        jobs: In the order of the job file.
+        tokens_per_s: Real tokens of training samples over ``training_s``; 0 if nothing trained.
+        training_s: Seconds in training microbatches and optimizer steps of this process, without
+            loading and evaluation.
+        wall_s: Seconds in all.
+        peak_rss_mb: Most memory this process held, in MB of 10^6 bytes.
+        base_sha256: Hash of the base's weights, the same before and after.
+    """
+
+    jobs: tuple[JobResult, ...]
+    tokens_per_s: float
+    training_s: float
+    wall_s: float
+    peak_rss_mb: float
+    base_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
