@@ -1,12 +1,12 @@
 # Everything starts from a bare machine with Python 3.11 or newer, git, make and pip's registry.
 # A second run of any target reuses what the first one set up, and needs no network.
 
-CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14
+# Name one to choose it: make setup PYTHON=/path/to/python
+CANDIDATES := $(or $(PYTHON),python3 python3.11 python3.12 python3.13 python3.14)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(firstword $(foreach name,$(CANDIDATES),$(shell $(name) -c "$(NEW_ENOUGH)" 2>/dev/null && echo $(name))))
 
 BIN := .venv/bin
-# The stamp's name holds the content of what it was made from: a change sets up anew.
+# The stamp is named by the content it was made from, so that a change sets up anew (a touch does not).
 SETUP_FILES := pyproject.toml setup.py constraints.txt
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
@@ -22,14 +22,19 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): $(SETUP_FILES)
-	@test -n "$(PYTHON)" || { \
+$(STAMP):
+	@found=; for python in $(CANDIDATES); do \
+	  if "$$python" -c "$(NEW_ENOUGH)" 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if test -z "$$found"; then \
 	  echo "Python 3.11 or newer is needed, and none of these is: $(CANDIDATES)."; \
-	  echo "Install one, or name it: make setup PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c "$(NEW_ENOUGH)" || { \
-	  echo "$(PYTHON) is `$(PYTHON) --version 2>&1`; Python 3.11 or newer is needed."; exit 1; }
-	@$(PYTHON) -m venv .venv || { \
-	  echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)."; exit 1; }
+	  echo "Install one, or name it: make setup PYTHON=/path/to/python"; exit 1; \
+	fi; \
+	echo "Setting up .venv with $$found: some minutes, once"; \
+	"$$found" -m venv .venv || { \
+	  echo "$$found cannot make a virtual environment (on Debian: apt install python3-venv)."; \
+	  exit 1; \
+	}
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev,demo]'
 	@rm -f .venv/.setup-*
