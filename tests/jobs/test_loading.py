@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from lorafusion.errors import JobFileError, Problem
 from lorafusion.jobs.loading import load_run_file, read_run_file
 from lorafusion.jobs.schema import RunSpec
 
-EXAMPLES = Path(__file__).parents[2] / "jobs" / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "jobs" / "examples"
 JOB = "jobs:\n  - name: a\n    dataset: {path: x.jsonl}\n"
 GOOD = f"base_model: m\n{JOB}"
 
@@ -331,6 +334,19 @@ def test_jobs_cannot_share_a_folder(
 def test_folders_of_their_own_are_fine(tmp_path: Path) -> None:
     text = GOOD + "    output_dir: out/a\n  - {name: b, dataset: {path: x}, output_dir: out/ab}\n"
     assert len(load(tmp_path, text).jobs) == 2
+
+
+def test_lines_are_counted_as_editors_do(tmp_path: Path) -> None:
+    # YAML 1.1 also ends a line at these two; editors and compilers do not.
+    text = GOOD.replace("x.jsonl", '"\u2028\x85"').replace("\n", "\r\n") + "    zzz: 1\r\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert (problem.line, problem.where) == (5, "jobs[0].zzz")
+
+
+def test_job_files_are_read_without_torch() -> None:
+    code = "import sys, lorafusion.jobs.loading, lorafusion.jobs.reference\n"
+    code += "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_later_check_can_point_at_lines(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -13,7 +14,6 @@ from lorafusion.adapters.registry import METHODS
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.reference import REGENERATE, file_schema, markdown
 
-jsonschema = pytest.importorskip("jsonschema")
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 RUN: dict[str, Any] = {"base_model": "m", "jobs": [{"name": "a", "dataset": {"path": "x"}}]}
