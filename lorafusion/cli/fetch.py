@@ -37,8 +37,14 @@ def command(
     """Fetch weights and data into $LORAFUSION_HOME; at once and offline when they are there."""
     assert what is What.DEMO
     console = Console(stderr=True, highlight=False)
-    fetch_model(home(), console)
-    fetch_datasets(home(), console)
+    root = home()
+    try:
+        fetch_model(root, console)
+        fetch_datasets(root, console)
+    except OSError as error:
+        raise FetchError(
+            f"cannot write to {root} ({error}); set LORAFUSION_HOME to a folder with 1 GB of room"
+        ) from error
 
 
 def fetch_model(root: Path, console: Console) -> Path:

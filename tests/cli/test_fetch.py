@@ -121,3 +121,12 @@ def test_plain_lines_where_there_is_no_terminal(
         "Downloading SmolLM2-135M-Instruct (93 MB)",
         f"Converting SmolLM2-135M-Instruct to {tmp_path}/home/models/SmolLM2-135M-Instruct",
     ]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LORAFUSION_HOME", str(tmp_path / "file"))
+    with pytest.raises(FetchError, match="set LORAFUSION_HOME to a folder"):
+        fetch.command(fetch.What.DEMO)
