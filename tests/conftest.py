@@ -11,7 +11,7 @@ CHAT_TEMPLATE = (
     "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = "the quick brown fox jumps over a lazy dog and answers every question with yes or no".split()
+WORDS = "the quick brown fox jumps over a lazy dog and answers every question yes or no".split()
 
 
 def make_tokenizer(folder: Path) -> None:

@@ -22,7 +22,7 @@ from lorafusion.kernels.lora_linear import lora_linear
 
 
 class AdaptedLinear(nn.Module):
-    """A linear of the base that also runs the bound microbatch's adapters. The base is untouched."""
+    """A linear of the base that also runs the bound microbatch's adapters."""
 
     def __init__(self, base: nn.Linear, name: str) -> None:
         """``name`` is the linear's full name in the base."""
@@ -82,7 +82,11 @@ class AdapterBank:
         """``model`` keeps its weights; targeted linears get a wrapper around them."""
         self._model = model
         self._names = module_names(model)
-        self._linears = {name: model.get_submodule(name) for name in self._names.linears}
+        self._linears: dict[str, nn.Linear] = {}
+        for name in self._names.linears:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            self._linears[name] = linear
         self._residents: dict[int, ResidentAdapter] = {}
 
     @property
@@ -122,6 +126,4 @@ class AdapterBank:
     def _wrap(self, name: str) -> None:
         if isinstance(self._model.get_submodule(name), AdaptedLinear):
             return
-        linear = self._linears[name]
-        assert isinstance(linear, nn.Linear)
-        self._model.set_submodule(name, AdaptedLinear(linear, name))
+        self._model.set_submodule(name, AdaptedLinear(self._linears[name], name))

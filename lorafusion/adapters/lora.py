@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lorafusion.kernels.layout import FusedForm
 
 
-class LoraConfig(AdapterConfig):
+class LoraConfig(AdapterConfig, frozen=True):
     """Settings of one LoRA adapter, with PEFT's names."""
 
     type: Literal["lora"] = "lora"

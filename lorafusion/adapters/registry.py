@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 if TYPE_CHECKING:
     import torch
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from lorafusion.kernels.layout import FusedForm
 
 
-class AdapterConfig(BaseModel):
+class AdapterConfig(BaseModel, extra="forbid", frozen=True):
     """What all adapter configs share: frozen, and unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     type: str
+
+
+ConfigT = TypeVar("ConfigT", bound=AdapterConfig)
+ConfigIn = TypeVar("ConfigIn", bound=AdapterConfig, contravariant=True)
 
 
 class ModuleAdapter(Protocol):
@@ -33,11 +35,11 @@ class ModuleAdapter(Protocol):
         ...
 
 
-class AdapterMethod(Protocol):
+class AdapterMethod(Protocol[ConfigIn]):
     """Builds the adapter of one linear from the method's config."""
 
     def __call__(
-        self, config: AdapterConfig, weight: torch.Tensor, *, name: str, seed: int
+        self, config: ConfigIn, weight: torch.Tensor, *, name: str, seed: int
     ) -> ModuleAdapter:
         """``weight`` is the base's [out, in]; ``name`` the module's full name in the base."""
         ...
@@ -48,13 +50,13 @@ class Method:
     """A registered method: the config class that YAML fills, and what builds its modules."""
 
     config: type[AdapterConfig]
-    build: AdapterMethod
+    build: AdapterMethod[Any]
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, config: type[AdapterConfig], build: AdapterMethod) -> None:
+def register_method(name: str, config: type[ConfigT], build: AdapterMethod[ConfigT]) -> None:
     """Add a method under the name that ``adapter.type`` gives it."""
     assert name not in METHODS, f"adapter method {name!r} is registered twice"
     METHODS[name] = Method(config, build)

@@ -20,7 +20,9 @@ class ModuleNames(NamedTuple):
 
 def module_names(model: nn.Module) -> ModuleNames:
     """The names of an unwrapped model."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    from transformers import PreTrainedModel
+
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     modules = dict(model.named_modules())
     linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head]
     return ModuleNames(tuple(linears), tuple(modules))

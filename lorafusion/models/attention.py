@@ -7,6 +7,7 @@ bound layout says where samples begin, and each is its own call.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,10 +60,9 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     assert layout is not None, "packed attention ran outside of a stage's forward"
     assert attention_mask is None
     # split, not slices: the backward of a slice fills a zero tensor of the whole microbatch.
-    starts = layout.sample_starts
-    lengths = [stop - start for start, stop in zip(starts[:-1], starts[1:], strict=True)]
-    samples = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    pieces = [_one_sample(*sample, scaling) for sample in samples]
+    lengths = [stop - start for start, stop in pairwise(layout.sample_starts)]
+    q, k, v = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
+    pieces = [_one_sample(*sample, scaling) for sample in zip(q, k, v, strict=True)]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 

@@ -43,7 +43,7 @@ class Base:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

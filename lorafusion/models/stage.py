@@ -58,7 +58,7 @@ class Stage(nn.Module):
         self.norm: nn.Module = parts["norm"]
         self.rotary: nn.Module = parts["rotary_emb"]
         self.head: nn.Linear = parts["lm_head"]
-        if self.head.bias is not None:
+        if getattr(self.head, "bias", None) is not None:
             raise ModelError(f"base_model {base.name!r} has a bias on its head; allowed: none.")
         self._check_against_model(base)
         base.model.set_attn_implementation(attention.NAME)
@@ -87,7 +87,7 @@ class Stage(nn.Module):
     @torch.no_grad()
     def _check_against_model(self, base: Base) -> None:
         """Two packed samples give the logits that the model's own forward gives each alone."""
-        vocabulary = base.model.get_input_embeddings().weight.shape[0]
+        vocabulary = self.head.weight.shape[0]
         samples = [torch.arange(3, 10) % vocabulary, torch.arange(20, 24) % vocabulary]
         expected = torch.cat([base.model(input_ids=sample[None]).logits[0] for sample in samples])
         segment = Segment(-1, 0, 0, range(len(samples)), [len(sample) for sample in samples])

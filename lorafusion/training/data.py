@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,14 @@ class JobData:
         Raises:
             DataError: A file cannot be used, or nothing is left to train on.
         """
-        limits = {"max_seq_len": spec.max_seq_len, "cache_dir": cache_dir}
-        training = load_dataset(spec.dataset, tokenizer, **limits)
-        rows, held_rows = split_held_out(
-            len(training), val_size=spec.eval.val_size, seed=spec.seed
+        load = partial(
+            load_dataset, tokenizer=tokenizer, max_seq_len=spec.max_seq_len, cache_dir=cache_dir
         )
+        training = load(spec.dataset)
+        rows, held_rows = split_held_out(len(training), val_size=spec.eval.val_size, seed=spec.seed)
         held_out = training
         if spec.eval.dataset is not None:
-            held_out = load_dataset(spec.eval.dataset, tokenizer, **limits)
+            held_out = load(spec.eval.dataset)
             held_rows = np.arange(len(held_out))
         order = BatchOrder(
             rows,

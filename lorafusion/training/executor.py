@@ -19,8 +19,10 @@ class Executor:
     """Runs places on one stage that holds the whole base."""
 
     def __init__(self, stage: Stage, bank: AdapterBank, *, deterministic: bool) -> None:
-        """``deterministic``: each sample gets a forward and backward of its own, so that no op's
-        shape, and with it no rounding, depends on what else is in the place."""
+        """``deterministic``: each sample gets a forward and backward of its own.
+
+        Then no op's shape, and with it no rounding, depends on what else is in the place.
+        """
         self._stage = stage
         self._bank = bank
         self._deterministic = deterministic

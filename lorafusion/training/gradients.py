@@ -31,9 +31,7 @@ class GradientSum:
 
     def collect(self, sample: int | None = None) -> None:
         """Take the gradients of the backward that just ended (of ``sample`` alone, if ordered)."""
-        gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters
-        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         if self._order is None:

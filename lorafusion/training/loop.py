@@ -10,7 +10,7 @@ from typing import Any
 from lorafusion.errors import CheckpointError, LorafusionError, OutputError
 from lorafusion.planner.packing import plan_window
 from lorafusion.planner.plan import Place, Plan
-from lorafusion.planner.queue import JobQueue, advance
+from lorafusion.planner.queue import advance
 from lorafusion.planner.verify import verify_plan
 from lorafusion.training.events import Events
 from lorafusion.training.executor import Executor
