@@ -51,6 +51,7 @@ class JobOutput:
         self._metrics = JobMetrics(folder, resume_step=checkpoint.step if checkpoint else None)
         self._writer = CheckpointWriter(folder / CHECKPOINTS, writers)
         self._saved = checkpoint.step if checkpoint else None
+        self._closed = False
 
     def record_step(self, job: TrainingJob, result: StepResult, *, tokens_per_s: float) -> None:
         """Metrics of a step, and a checkpoint where one is due."""
@@ -94,7 +95,10 @@ class JobOutput:
         return folder
 
     def close(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until everything is on the disk. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._writer.close()
         finally:
