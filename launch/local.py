@@ -8,12 +8,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.training.events import Events
 from lorafusion.training.result import RunResult
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Existing = Literal["refuse", "resume", "overwrite"]
+"""What to do with an earlier run's results in the output folder."""
 
 
 class StopRequest:
@@ -33,13 +36,21 @@ def run_local(
     output: Path,
     events: Events,
     stop: StopRequest,
-    resume: bool = False,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
+    generations: bool = False,
 ) -> RunResult:
     """Train all jobs of ``spec`` in this process.
 
     SIGINT and SIGTERM end the run after the running microbatch: what each job has finished is
     saved. See :func:`lorafusion.training.run.train` for errors.
+
+    Args:
+        spec: The jobs and their base.
+        output: Folder of the run.
+        events: Told what happens.
+        stop: Says afterwards whether a signal ended the run.
+        existing: What to do with an earlier run's results in ``output``.
+        generations: Let the base and each finished adapter answer one held-out prompt.
     """
     import torch
 
@@ -48,7 +59,14 @@ def run_local(
     # Fixed for the whole run: a GEMM's rounding depends on how it is cut over threads.
     threads = spec.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    options = RunOptions(output, resume, overwrite, threads, stop.reason)
+    options = RunOptions(
+        output,
+        resume=existing == "resume",
+        overwrite=existing == "overwrite",
+        threads=threads,
+        should_stop=stop.reason,
+        generations=generations,
+    )
     with _stop_on_signals(stop):
         return train(spec, options, events)
 

@@ -29,6 +29,7 @@ ALLOWED = {
     "preflight": {"models", "adapters", "data", *PLAIN},
     "training": {"models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+    "__main__": {"cli"},
     "cli": {"launch", "training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
 }
 # The config of an adapter method lives with the method; these files import torch late.

@@ -1,1 +1,124 @@
-"""One file per command, thin: parse, call, show."""
+"""The command line: one file per command, thin: parse, call, show.
+
+A command's file is imported only when that command runs, so that ``--help`` and ``validate`` do
+not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import lorafusion
+from lorafusion.errors import JobFileError, LorafusionError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+COMMANDS = {
+    "train": "Train all jobs of a job file at once over one frozen base.",
+    "generate": "Answer a prompt with an adapter.",
+    "validate": "Report every problem of a job file, and of the data, base and folders it names.",
+    "preview": "Show a job's samples as the model sees them, and which tokens are trained.",
+    "schema": "Print the JSON schema of job files, for editors.",
+    "fetch": "Fetch weights and data of the demo into $LORAFUSION_HOME.",
+}
+
+
+class _Commands(TyperGroup):
+    """Imports a command's file when it runs, and turns a user's mistake into a message."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in COMMANDS else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LorafusionError as error:
+            _show(error)
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def build_app() -> typer.Typer:
+    """The ``lorafusion`` command with all its subcommands."""
+    app = typer.Typer(
+        cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    )
+    app.callback()(_options)
+    for name, text in COMMANDS.items():
+        app.command(name, help=text)(_not_loaded)
+    return app
+
+
+def main() -> None:
+    """Entry point of ``lorafusion`` and ``python -m lorafusion``."""
+    build_app()(prog_name="lorafusion")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorafusion {lorafusion.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what is done, and all warnings.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune many LoRA adapters at once over one frozen base."""
+    del version  # its callback has seen to it
+    _log_to_stderr(logging.DEBUG if verbose else logging.WARNING)
+
+
+def _not_loaded() -> None:
+    """Stands for a command in the list of commands."""
+    raise AssertionError("a command was run before its file was imported")
+
+
+def _load(name: str) -> Any:
+    command: Callable[..., None] = importlib.import_module(f"lorafusion.cli.{name}").command
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name, help=None)(command)
+    return get_command(app)
+
+
+class _EchoHandler(logging.Handler):
+    """Writes where ``sys.stderr`` is now: a live table moves it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = _EchoHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("lorafusion")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def _show(error: LorafusionError) -> None:
+    if not isinstance(error, JobFileError):
+        typer.secho(f"error: {error}", err=True, fg="red")
+        return
+    from lorafusion.cli.problems import show_problems
+
+    show_problems(error.problems, err=True)
+    count = len(error.problems)
+    typer.echo(f"{error.problems[0].file}: {count} problem{'s' if count > 1 else ''}", err=True)

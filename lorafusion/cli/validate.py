@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lorafusion.errors import JobFileError, Problem
+from lorafusion.cli.problems import show_problems
+from lorafusion.errors import JobFileError
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.preflight import JobSummary, Preflight, check_run_file
 
@@ -39,7 +40,7 @@ def command(
 
 def _show(file: Path, result: Preflight) -> None:
     console = Console(highlight=False)
-    _show_problems(console, result.problems)
+    show_problems(result.problems)
     for note in result.notes:
         typer.echo(f"note: {note}")
     if result.problems:
@@ -48,18 +49,6 @@ def _show(file: Path, result: Preflight) -> None:
         return
     _show_jobs(console, result.jobs)
     typer.echo(f"{file}: OK")
-
-
-def _show_problems(console: Console, problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        if not console.is_terminal:
-            typer.echo(str(problem))
-            continue
-        place = f"{problem.file}:{problem.line}"
-        console.print(f"[bold]{escape(place)}[/]  [cyan]{escape(problem.where or 'top level')}[/]")
-        console.print(f"  [red]found[/]    {escape(problem.found)}")
-        console.print(f"  [green]allowed[/]  {escape(problem.allowed)}")
-        console.print(f"  [yellow]fix[/]      {escape(problem.fix)}\n")
 
 
 def _show_jobs(console: Console, jobs: Sequence[JobSummary]) -> None:

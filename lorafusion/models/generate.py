@@ -1,15 +1,14 @@
-"""Text from the base, with or without one resident adapter: transformers' own generation."""
+"""What the base answers, with or without one resident adapter: transformers' own generation."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from lorafusion.data.tokenizer import Tokenizer
 from lorafusion.kernels.binding import bind_layout
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters, Segment
 from lorafusion.models import attention
@@ -18,29 +17,29 @@ from lorafusion.models.load import Base
 
 def generate(
     base: Base,
-    tokenizer: Tokenizer,
-    token_ids: list[int],
+    token_ids: Sequence[int],
     *,
+    max_new_tokens: int,
     slot: int = -1,
     modules: Mapping[str, ModuleAdapters] | None = None,
-    max_new_tokens: int = 64,
-) -> str:
+) -> list[int]:
     """The greedy continuation of a prompt.
 
     Args:
         base: A base whose linears may be wrapped by an :class:`AdapterBank`.
-        tokenizer: Decodes the answer.
-        token_ids: The prompt.
+        token_ids: The prompt, at least one token.
+        max_new_tokens: Most tokens of the answer.
         slot: The adapter to use; -1 = the base alone.
         modules: The bank's forms of that slot.
-        max_new_tokens: Most tokens of the answer.
 
     Returns:
-        The answer without the prompt and without special tokens.
+        The answer without the prompt, with the token that ended it if one did.
     """
-    prompt = torch.tensor([token_ids])
+    model: Any = base.model
+    prompt = torch.tensor([list(token_ids)])
+    ends = model.config.eos_token_id
     with _routed(base, slot, modules or {}), torch.no_grad():
-        output = base.model.generate(
+        output = model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
@@ -49,15 +48,15 @@ def generate(
             top_p=None,
             top_k=None,
             use_cache=True,
-            pad_token_id=base.model.config.eos_token_id,
+            pad_token_id=ends[0] if isinstance(ends, list) else ends,
         )
-    return str(tokenizer.decode(output[0, len(token_ids) :].tolist(), skip_special_tokens=True))
+    return output[0, len(token_ids) :].tolist()
 
 
 @contextmanager
 def _routed(base: Base, slot: int, modules: Mapping[str, ModuleAdapters]) -> Generator[None]:
     """Send all rows of every forward through ``slot``; attention is transformers' own here."""
-    model = base.model
+    model: Any = base.model
     original = model.forward
     implementation = model.config._attn_implementation
 

@@ -10,6 +10,23 @@ JobState = Literal["running", "succeeded", "failed", "paused"]
 
 
 @dataclass(frozen=True)
+class Generation:
+    """One held-out prompt, answered greedily.
+
+    Attributes:
+        prompt: What the model was given, special tokens and all.
+        expected: The dataset's answer.
+        before: The base's answer.
+        after: The answer with the job's adapter.
+    """
+
+    prompt: str
+    expected: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class JobResult:
     """How a job stands.
 
@@ -25,6 +42,7 @@ class JobResult:
         eval_after: The newest such loss after training began.
         adapter_dir: The PEFT folder. None for a failed job: it is never exported.
         tokens: Tokens of the training samples seen.
+        generation: What the adapter changed, where that was asked for and a row is held out.
     """
 
     name: str
@@ -38,6 +56,7 @@ class JobResult:
     eval_after: float | None = None
     adapter_dir: str | None = None
     tokens: int = 0
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True)

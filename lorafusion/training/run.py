@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafusion.adapters.bank import AdapterBank
@@ -31,10 +31,11 @@ from lorafusion.training.checkpoint import Checkpoint, Json, check_fingerprint, 
 from lorafusion.training.data import JobData
 from lorafusion.training.events import Events
 from lorafusion.training.executor import Executor
+from lorafusion.training.generation import held_out_generation
 from lorafusion.training.job import TrainingJob
 from lorafusion.training.loop import TrainingLoop, Workplace
 from lorafusion.training.output import JobOutput, fingerprint
-from lorafusion.training.result import JobResult, RunResult
+from lorafusion.training.result import Generation, JobResult, RunResult
 
 RESULT_FILE = "result.json"
 # Fewer rows a microbatch leave the GEMMs small; twice as many gained nothing on two CPU cores.
@@ -51,6 +52,7 @@ class RunOptions:
         overwrite: Remove an earlier run's results first.
         threads: CPU threads in use, part of what bits depend on.
         should_stop: Asked between microbatches; a reason means stop.
+        generations: Let the base and each finished adapter answer one held-out prompt.
     """
 
     output: Path
@@ -58,6 +60,7 @@ class RunOptions:
     overwrite: bool
     threads: int
     should_stop: Callable[[], str | None]
+    generations: bool = False
 
 
 def train(spec: RunSpec, options: RunOptions, events: Events) -> RunResult:
@@ -115,6 +118,7 @@ class _Run:
         self._jobs: list[TrainingJob] = []
         self._outputs: dict[str, JobOutput] = {}
         self._failed: dict[str, JobResult] = {}
+        self._generations: dict[str, Generation] = {}
 
     def prepare(self) -> None:
         """Data, adapter and output of every job; what cannot be prepared has failed."""
@@ -132,7 +136,7 @@ class _Run:
             self._workplace(),
             self._jobs,
             self._outputs,
-            on_removed=lambda job: self._bank.remove(job.slot),
+            on_removed=self._leave,
         )
         loop.run()
         self._report_held(loop)
@@ -140,7 +144,10 @@ class _Run:
         assert after == self._hash, "the base's weights changed during the run"
         results = {**self._failed, **loop.results}
         return RunResult(
-            jobs=tuple(results[job.name] for job in self._spec.jobs),
+            jobs=tuple(
+                replace(results[job.name], generation=self._generations.get(job.name))
+                for job in self._spec.jobs
+            ),
             tokens_per_s=loop.clock.total_rate,
             training_s=loop.clock.seconds,
             wall_s=time.perf_counter() - started,
@@ -148,13 +155,19 @@ class _Run:
             base_sha256=self._hash,
         )
 
+    def _leave(self, job: TrainingJob) -> None:
+        """Free the slot of a job that has ended, after its adapter's last answer."""
+        if self._options.generations and job.finished:
+            generation = held_out_generation(self._base, self._bank, self._tokenizer, job)
+            if generation is not None:
+                self._generations[job.name] = generation
+        self._bank.remove(job.slot)
+
     def _workplace(self) -> Workplace:
         capacity = self._spec.capacity
         if capacity == "auto":
             capacity = max([AUTO_CAPACITY, *(job.data.longest for job in self._jobs)])
-        executor = Executor(
-            self._stage, self._bank, deterministic=self._spec.deterministic
-        )
+        executor = Executor(self._stage, self._bank, deterministic=self._spec.deterministic)
         return Workplace(
             executor=executor,
             capacity=capacity,
@@ -188,8 +201,7 @@ class _Run:
         )
 
     def _fit_length(self, spec: JobSpec) -> JobSpec:
-        """The default ``max_seq_len`` gives way to a shorter base; a length that was asked for
-        does not."""
+        """A default ``max_seq_len`` gives way to a shorter base; one that was set does not."""
         longest = getattr(self._base.model.config, "max_position_embeddings", None)
         if longest is None or spec.max_seq_len <= longest:
             return spec
