@@ -23,6 +23,7 @@ class LoraConfig(AdapterConfig, frozen=True):
     """Settings of one LoRA adapter, with PEFT's names."""
 
     type: Literal["lora"] = "lora"
+    """The adapter method."""
     r: Annotated[int, Field(ge=1)] = 8
     """Rank of the two factors."""
     lora_alpha: Annotated[float, Field(gt=0)] = 16

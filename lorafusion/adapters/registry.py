@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from lorafusion.kernels.layout import FusedForm
 
 
-class AdapterConfig(BaseModel, extra="forbid", frozen=True):
+class AdapterConfig(
+    BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+):
     """What all adapter configs share: frozen, and unknown fields are refused."""
 
     type: str
