@@ -70,5 +70,9 @@ class CheckpointError(LorafusionError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the job."""
 
 
+class StepError(LorafusionError, ArithmeticError):
+    """A job's optimizer step cannot be computed, or has left weights that are not finite."""
+
+
 class FetchError(LorafusionError, RuntimeError):
     """Weights or data could not be fetched."""

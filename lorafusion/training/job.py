@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafusion.adapters.bank import ResidentAdapter
+from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.planner.queue import JobQueue
 from lorafusion.training.checkpoint import Checkpoint, Json
@@ -89,6 +90,19 @@ class TrainingJob:
         """Whether the last step is done, and evaluated where that is asked for."""
         last = self.total_steps
         return self.step == last and (not self._eval_is_due(last) or self._evaluated == last)
+
+    def check_weights(self) -> None:
+        """An update may overflow, and after the last one no loss would show it.
+
+        Raises:
+            StepError: A weight is not finite.
+        """
+        bad = [name for name, p in self.parameters.items() if not bool(p.isfinite().all())]
+        if bad:
+            raise StepError(
+                f"after step {self.step} {len(bad)} of its {len(self.parameters)} tensors are not "
+                f"finite, such as {bad[0]}. Lower the learning rate."
+            )
 
     def queue(self, *, window: int) -> JobQueue:
         """The job's next ``window`` steps and evals, from where it stands."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorafusion.errors import CheckpointError, LorafusionError, OutputError
+from lorafusion.errors import CheckpointError, LorafusionError, OutputError, StepError
 from lorafusion.planner.packing import plan_window
 from lorafusion.planner.plan import Place, Plan
 from lorafusion.planner.queue import advance
@@ -108,12 +108,9 @@ class TrainingLoop:
     def _run_place(self, place: Place) -> None:
         started = time.perf_counter()
         self._place.executor.run(place, self._jobs)
-        results = [
-            (self._jobs[name], self._jobs[name].finish_step())
-            for name, _ in place.completes
-            if place.kind == "train"
-        ]
+        results: list[tuple[TrainingJob, StepResult]] = []
         if place.kind == "train":
+            results = self._finish_steps(place)
             self.clock.seconds += time.perf_counter() - started
         for job, result in results:
             self._contain(job, self._report_step, result)
@@ -123,6 +120,15 @@ class TrainingLoop:
         for job in [self._jobs[name] for name, _ in place.completes if name in self._jobs]:
             if job.finished:
                 self._succeed(job)
+
+    def _finish_steps(self, place: Place) -> list[tuple[TrainingJob, StepResult]]:
+        results: list[tuple[TrainingJob, StepResult]] = []
+        for job in [self._jobs[name] for name, _ in place.completes]:
+            try:
+                results.append((job, job.finish_step()))
+            except StepError as error:
+                self._fail(job, str(error))
+        return results
 
     def _contain(
         self, job: TrainingJob, report: Callable[[TrainingJob, Any], None], what: object
@@ -176,6 +182,7 @@ class TrainingLoop:
         output = self._outputs[job.name]
         adapter = None
         if export:
+            job.check_weights()
             adapter = output.export(
                 job, base_model=self._place.base_model, linears=self._place.linears
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -38,6 +39,10 @@ class JobOptimizer:
 
         Returns:
             The gradient's Euclidean norm before clipping.
+
+        Raises:
+            StepError: A setting is beyond the numbers that the weights can hold. A part of them
+                may be updated, so the job cannot go on.
         """
         norm = gradient_norm(gradients)
         if not math.isfinite(norm):
@@ -46,7 +51,13 @@ class JobOptimizer:
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient.mul_(scale) if scale < 1 else gradient
         self._adamw.param_groups[0]["lr"] = learning_rate
-        self._adamw.step()
+        try:
+            self._adamw.step()
+        except RuntimeError as error:  # a rate of 1e38, say: torch refuses to make it a float32
+            raise StepError(
+                f"the optimizer step with learning rate {learning_rate:g} cannot be computed: "
+                f"{error}. Lower the learning rate."
+            ) from error
         self._adamw.zero_grad(set_to_none=True)
         return norm
 
