@@ -60,6 +60,11 @@ class Bench:
         batch = job.data.batch(job.step + 1)
         return PlannedSegment(name, batch.step, batch.samples, batch.lengths)
 
+    def place(self, name: str) -> Place:
+        """The whole next step of one job as one place."""
+        segment = self.first_step(name)
+        return Place("train", (segment,), ((name, segment.step),))
+
     def run(self, place: Place) -> None:
         """Forward, loss and backward of one place."""
         self.executor.run(place, self.jobs)
