@@ -9,12 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafusion.cli import figures
-from lorafusion.cli.display import STYLES, UNBOUNDED, Row
+from lorafusion.cli.display import STYLES, UNBOUNDED, Row, new_table
 from lorafusion.training.result import Generation, JobResult, RunResult
 
 # Characters of a prompt or an answer that are shown.
 SHOWN_TEXT = 300
 HASH_PREFIX = 12
+# Control characters of the data would move the cursor.
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 
 
 def show_result(console: Console, result: RunResult, rows: Mapping[str, Row]) -> None:
@@ -36,8 +38,7 @@ def show_result(console: Console, result: RunResult, rows: Mapping[str, Row]) ->
 
 def closing_table(jobs: Sequence[JobResult], *, with_folder: bool) -> Table:
     """One row a job: what it did, and where its adapter is."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("job", no_wrap=True, overflow="ellipsis")
+    table = new_table()
     table.add_column("state", no_wrap=True)
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("held-out loss", no_wrap=True)
@@ -92,7 +93,7 @@ def totals(result: RunResult) -> Text:
 
 def shorten(text: str) -> str:
     """One line of at most ``SHOWN_TEXT`` characters, with the middle left out."""
-    line = " ".join(text.split()) or "(nothing)"
+    line = " ".join(text.translate(_CONTROL).split()) or "(nothing)"
     if len(line) <= SHOWN_TEXT:
         return line
     half = (SHOWN_TEXT - 3) // 2
@@ -123,7 +124,7 @@ def _show_reasons(console: Console, jobs: Sequence[JobResult], rows: Mapping[str
         if job.reason
     ]
     lines += [
-        Text(f"{row.name}: {row.skipped} steps skipped, their loss or gradient was not finite")
+        Text(f"{row.name}: steps skipped as loss or gradient was not finite: {row.skipped}")
         for row in rows.values()
         if row.skipped
     ]

@@ -235,48 +235,60 @@ def describe(report: DatasetReport) -> str:
 
 def jobs_table(rows: Sequence[Row], width: int) -> Table:
     """One row a job, as much as ``width`` columns of the terminal hold."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("job", no_wrap=True, overflow="ellipsis", ratio=None)
-    table.add_column("state", no_wrap=True, min_width=9)
+    table = new_table()
+    columns: dict[str, list[RenderableType]] = {"state": [_state(row) for row in rows]}
     if width >= WIDE:
-        table.add_column("", no_wrap=True, width=BAR_WIDTH)
-    table.add_column("step", justify="right", no_wrap=True)
-    for name in ("loss", "held-out", "lr", "grad", "tok/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row, width))
+        columns[""] = [_bar(row) for row in rows]
+    columns["step"] = [_steps(row) for row in rows]
+    columns["loss"] = [_loss(row) for row in rows]
+    columns["held-out"] = [_held_out(row, both=width >= WIDER) for row in rows]
+    lasts = [row.last for row in rows]
+    columns["lr"] = [figures.rate(last.learning_rate if last else None) for last in lasts]
+    columns["grad"] = [figures.norm(last.grad_norm if last else None) for last in lasts]
+    columns["tok/s"] = [figures.per_second(row.tokens_per_s) for row in rows]
+    if any(row.skipped for row in rows):
+        columns["skipped"] = [Text(str(row.skipped or ""), style="bold red") for row in rows]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for index, row in enumerate(rows):
+        table.add_row(Text(row.name), *(cells[index] for cells in columns.values()))
     return table
 
 
-def _cells(row: Row, width: int) -> list[RenderableType]:
-    last = row.last
+def new_table() -> Table:
+    """A plain table with a column for the job's name, which gives way where there is no room."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("job", overflow="ellipsis", min_width=6)
+    return table
+
+
+def _state(row: Row) -> Text:
+    return Text(row.state, style=STYLES.get(row.state, "dim"))
+
+
+def _bar(row: Row) -> ProgressBar:
     style = STYLES.get(row.state, "dim")
-    held_out = figures.loss(row.eval_last)
-    if width >= WIDER and row.eval_before is not None and row.eval_last != row.eval_before:
-        held_out = f"{figures.loss(row.eval_before)} → {held_out}"
-    bar = ProgressBar(
+    return ProgressBar(
         total=max(1, row.total_steps),
         completed=row.step,
         width=BAR_WIDTH,
         complete_style=style,
         finished_style=style,
     )
-    skipped = last is not None and last.skipped
-    return [
-        Text(row.name),
-        Text(row.state, style=style),
-        *([bar] if width >= WIDE else []),
-        _steps(row),
-        Text(figures.loss(last.loss if last else None), style="bold red" if skipped else ""),
-        Text(held_out),
-        Text(figures.rate(last.learning_rate if last else None)),
-        Text(figures.norm(last.grad_norm if last else None), style="bold red" if skipped else ""),
-        Text(figures.per_second(row.tokens_per_s)),
-    ]
 
 
-def _steps(row: Row) -> Text:
-    text = Text(f"{row.step}/{row.total_steps}" if row.total_steps else figures.NOTHING)
-    if row.skipped:
-        text.append(f" ({row.skipped} skipped)", style="bold red")
-    return text
+def _steps(row: Row) -> str:
+    return f"{row.step}/{row.total_steps}" if row.total_steps else figures.NOTHING
+
+
+def _loss(row: Row) -> Text:
+    if row.last is None:
+        return Text(figures.NOTHING)
+    return Text(figures.loss(row.last.loss), style="bold red" if row.last.skipped else "")
+
+
+def _held_out(row: Row, *, both: bool) -> str:
+    now = figures.loss(row.eval_last)
+    if both and row.eval_before is not None and row.eval_last != row.eval_before:
+        return f"{figures.loss(row.eval_before)} → {now}"
+    return now
