@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lorafusion.errors import ModelError
@@ -118,7 +119,7 @@ def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:
         )
     try:
         return auto_class.from_pretrained(base_model, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"base_model {base_model!r} cannot be loaded ({reason}); allowed: the folder of a "
