@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from lorafusion.jobs.schema import JobSpec
+from lorafusion.training.gradients import GradientSum
+from lorafusion.training.optimizer import JobOptimizer, clip_coefficient, gradient_norm
+
+
+def spec(**settings: Any) -> JobSpec:
+    return JobSpec.model_validate({"name": "a", "dataset": {"path": "a.jsonl"}, **settings})
+
+
+def leaves() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {n: torch.randn(4, 3, dtype=torch.float64).requires_grad_() for n in ("a", "b")}
+
+
+def gradients(step: int, size: float = 1.0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    shapes = [(4, 3), (4, 3)]
+    return [size * torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5, 3.0, 1e9])
+def test_clips_and_steps_as_torch_does(max_norm: float | None) -> None:
+    ours, theirs = leaves(), leaves()
+    settings = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6}
+    optimizer = JobOptimizer(spec(max_grad_norm=max_norm, **settings), ours)
+    adamw = torch.optim.AdamW(theirs.values(), betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
+    for step in range(1, 6):
+        rate = 0.01 * step
+        norm = optimizer.step(gradients(step), learning_rate=rate)
+        for leaf, gradient in zip(theirs.values(), gradients(step), strict=True):
+            leaf.grad = gradient
+        limit = math.inf if max_norm is None else max_norm
+        expected = torch.nn.utils.clip_grad_norm_(theirs.values(), limit)
+        adamw.param_groups[0]["lr"] = rate
+        adamw.step()
+        assert norm == pytest.approx(float(expected), rel=1e-12)
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-12, atol=0)
+
+
+def test_clip_coefficient() -> None:
+    assert clip_coefficient(1e6, None) == 1.0
+    assert clip_coefficient(0.5, 1.0) == 1.0
+    assert clip_coefficient(4.0, 1.0) == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    ours = leaves()
+    optimizer = JobOptimizer(spec(), ours)
+    optimizer.step(gradients(1), learning_rate=0.1)
+    before = {name: leaf.detach().clone() for name, leaf in ours.items()}
+    moments, updates = optimizer.state()
+    moments = {name: tensor.clone() for name, tensor in moments.items()}
+    poisoned = gradients(2)
+    poisoned[1][2, 1] = bad
+    assert not math.isfinite(optimizer.step(poisoned, learning_rate=0.1))
+    after, still = optimizer.state()
+    assert updates == still == 1
+    assert all(torch.equal(before[name], leaf) for name, leaf in ours.items())
+    assert all(torch.equal(moments[name], tensor) for name, tensor in after.items())
+
+
+def test_state_goes_into_a_new_optimizer_and_on_to_the_same_weights() -> None:
+    whole, halves = leaves(), leaves()
+    straight = JobOptimizer(spec(), whole)
+    for step in range(1, 7):
+        straight.step(gradients(step), learning_rate=0.01)
+    first = JobOptimizer(spec(), halves)
+    for step in range(1, 4):
+        first.step(gradients(step), learning_rate=0.01)
+    second = JobOptimizer(spec(), halves)
+    second.load(*first.state())
+    for step in range(4, 7):
+        second.step(gradients(step), learning_rate=0.01)
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_the_norm_is_summed_in_float64() -> None:
+    many = [torch.full((1 << 20,), 1e-4), torch.full((1,), 100.0)]
+    exact = math.sqrt((1 << 20) * float(many[0][0].double()) ** 2 + 1e4)
+    assert gradient_norm(many) == pytest.approx(exact, rel=1e-12)
+
+
+def put(leaves: list[torch.Tensor], value: float) -> None:
+    for leaf in leaves:
+        leaf.grad = torch.full_like(leaf, value)
+
+
+def test_gradients_add_in_the_order_of_the_batch_whatever_comes_first() -> None:
+    """1e8 + 1 - 1e8 is 0 or 1 in float32, depending on the order."""
+    values = {5: 1e8, 9: 1.0, 2: -1e8}
+    leaves = [torch.zeros(2, requires_grad=True)]
+    for arrival in ([5, 9, 2], [2, 9, 5], [9, 2, 5]):
+        total = GradientSum(leaves)
+        total.begin([5, 2, 9])
+        for sample in arrival:
+            put(leaves, values[sample])
+            total.collect(sample)
+        assert total.finish()[0].tolist() == [1.0, 1.0]
+        assert leaves[0].grad is None
+
+
+def test_a_step_begins_at_zero_and_drops_what_was_held() -> None:
+    leaves = [torch.zeros(2, requires_grad=True)]
+    total = GradientSum(leaves)
+    total.begin([0, 1])
+    put(leaves, 7.0)
+    total.collect(1)
+    assert total.held_bytes_peak == 8
+    total.begin(None)
+    for value in (1.0, 2.0):
+        put(leaves, value)
+        total.collect()
+    assert total.finish()[0].tolist() == [3.0, 3.0]
+
+
+def test_a_parameter_that_the_backward_did_not_reach_has_gradient_zero() -> None:
+    leaves = [torch.zeros(2, requires_grad=True), torch.zeros(3, requires_grad=True)]
+    total = GradientSum(leaves)
+    total.begin(None)
+    put(leaves[:1], 1.0)
+    total.collect()
+    assert [g.tolist() for g in total.finish()] == [[1.0, 1.0], [0.0, 0.0, 0.0]]
