@@ -49,10 +49,12 @@ def differences(
 ) -> tuple[float, float]:
     """How far a job in company is from the same job alone, at most: weights, losses.
 
-    Three companies: all four; all four in another order with another capacity; one neighbour.
+    Three companies: all four; all four in another order, with another capacity and each with a
+    twin whose tensors have the same shapes; one neighbour.
     """
+    twins = [{**job, "name": f"{job['name']}-twin", "seed": 50 + i} for i, job in enumerate(jobs)]
     runs.run(folder / "all", base, jobs, dtype=dtype)
-    runs.run(folder / "reversed", base, jobs[::-1], dtype=dtype, capacity=300)
+    runs.run(folder / "reversed", base, [*jobs[::-1], *twins], dtype=dtype, capacity=300)
     runs.run(folder / "pair", base, jobs[1::-1], dtype=dtype, capacity=64)
     runs.run(folder / "pair", base, jobs[2:], dtype=dtype, capacity=64)
     weights = losses = 0.0
