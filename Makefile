@@ -45,7 +45,7 @@ fetch: setup
 	@$(BIN)/lorafusion fetch demo
 
 demo: fetch
-	$(BIN)/lorafusion train jobs/examples/demo.yaml --output runs/demo --overwrite
+	$(BIN)/lorafusion train jobs/examples/demo.yaml --output runs/demo --overwrite --show-generation
 
 test: fetch
 	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
