@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,11 +64,26 @@ def run_local(
         resume=existing == "resume",
         overwrite=existing == "overwrite",
         threads=threads,
-        should_stop=stop.reason,
+        should_stop=_announced(stop, events),
         generations=generations,
     )
     with _stop_on_signals(stop):
         return train(spec, options, events)
+
+
+def _announced(stop: StopRequest, events: Events) -> Callable[[], str | None]:
+    """``stop.reason``, which also tells who watches when it is first seen."""
+    seen = False
+
+    def reason() -> str | None:
+        nonlocal seen
+        found = stop.reason()
+        if found and not seen:
+            seen = True
+            events.status(f"{found}: saving what is done; a second one ends at once")
+        return found
+
+    return reason
 
 
 @contextmanager

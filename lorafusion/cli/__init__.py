@@ -45,6 +45,7 @@ class _Commands(TyperGroup):
             _show(error)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
 
 

@@ -118,10 +118,13 @@ def _show_folders(console: Console, jobs: Sequence[JobResult]) -> None:
 
 
 def _show_reasons(console: Console, jobs: Sequence[JobResult], rows: Mapping[str, Row]) -> None:
+    names: dict[tuple[str, str], list[str]] = {}
+    for job in jobs:
+        if job.reason:
+            names.setdefault((job.state, job.reason), []).append(job.name)
     lines = [
-        Text(f"{job.name} {job.state}: {job.reason}", style=STYLES.get(job.state, ""))
-        for job in jobs
-        if job.reason
+        Text(f"{', '.join(who)} {state}: {reason}", style=STYLES.get(state, ""))
+        for (state, reason), who in names.items()
     ]
     lines += [
         Text(f"{row.name}: steps skipped as loss or gradient was not finite: {row.skipped}")

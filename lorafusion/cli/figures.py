@@ -30,10 +30,10 @@ def per_second(value: float | None) -> str:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """How far a loss went, such as ``-12%``."""
+    """How far a loss went, such as ``-12.3%``."""
     if before is None or after is None or not math.isfinite(after - before) or before == 0:
         return NOTHING
-    return f"{(after - before) / before:+.0%}"
+    return f"{(after - before) / before:+.1%}"
 
 
 def seconds(value: float) -> str:

@@ -71,7 +71,7 @@ def add_loaded(bank: AdapterBank, base: Base, adapter: LoadedAdapter) -> Residen
     Raises:
         AdapterError: It does not fit the base.
     """
-    for name, (a, b) in adapter.modules.items():
+    for name, (a, b) in sorted(adapter.modules.items(), key=lambda item: item[0]):
         weight = base.tensors[f"{name}.weight"] if name in bank.linears else None
         if weight is None or tuple(weight.shape) != (b.shape[0], a.shape[1]):
             has = "has no such linear" if weight is None else f"has {list(weight.shape)} there"

@@ -86,6 +86,7 @@ def result(folder: str) -> RunResult:
         JobResult(LONG, "succeeded", None, 24, 24, 2.0, 1.0, 2.5, 1.25, folder, 12345, answer),
         JobResult("b", "failed", "loss [nan] is not finite", 2, 24, 2.0, math.nan, 2.5),
         JobResult("[red]c", "failed", "no such file"),
+        JobResult("d", "failed", "no such file"),
     )
     return RunResult(jobs, 1310.4, 60.0, 125.0, 1234.5, "abcdef0123456789")
 
@@ -102,12 +103,12 @@ def test_closing_table_fits(width: int) -> None:
     # Paths alone may be longer: a terminal wraps them so that they can be copied whole.
     assert max(len(line) for line in lines if "adapter of" not in line) <= width
     first = next(line for line in lines if line.startswith("customer"))
-    for cell in ("succeeded", "24/24", "2.500 → 1.250", "-50%", "2.000 → 1.000", "12,345"):
+    for cell in ("succeeded", "24/24", "2.500 → 1.250", "-50.0%", "2.000 → 1.000", "12,345"):
         assert cell in first
     assert (folder in first) == (width == 200)
     assert folder in text
     assert "b failed: loss [nan] is not finite" in text
-    assert "[red]c failed: no such file" in text
+    assert "[red]c, d failed: no such file" in text  # one reason, one line
     assert "b: steps skipped as loss or gradient was not finite: 1" in text
     assert "\x1b[2J" not in text
     assert "peak memory 1.23 GB" in text

@@ -43,7 +43,7 @@ def test_plain_lines_and_a_closing_table(write_run: Write, tmp_path: Path) -> No
     assert len(re.findall(r"^(?:first |second)  step", text, re.MULTILINE)) == 5
     assert re.search(r"^first   held-out loss \d\.\d{3} before training$", text, re.MULTILINE)
     # The closing table: state, steps, losses from and to, change, tokens, folder.
-    row = r"^second  succeeded +3/3  (\S+) → (\S+) +[-+]\d+%  \S+ → \S+ +\d+  " + re.escape(
+    row = r"^second  succeeded +3/3  (\S+) → (\S+) +[-+]\d+\.\d%  \S+ → \S+ +\d+  " + re.escape(
         str(out / "second" / "adapter")
     )
     found = re.search(row, text, re.MULTILINE)
@@ -226,6 +226,7 @@ def test_a_signal_saves_all_and_resume_finishes(
         rest, answer = process.stderr.read(), json.loads(process.stdout.read())
     assert process.returncode == code
     assert f"to go on: lorafusion train {file} --output {out} --resume" in rest
+    assert f"stopped by {number.name}: saving what is done" in rest
     assert "Traceback" not in rest
     for job in answer["jobs"]:
         assert job["state"] == "paused"
