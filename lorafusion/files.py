@@ -19,6 +19,11 @@ def home() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "lorafusion"
 
 
+def token_cache() -> Path:
+    """Where tokenised datasets are kept."""
+    return home() / "cache"
+
+
 def expand_path(text: str) -> str:
     """Expand ``~``, ``$LORAFUSION_HOME`` (defined even when unset) and other ``$VARIABLES``."""
     text = re.sub(r"\$(LORAFUSION_HOME\b|\{LORAFUSION_HOME\})", lambda _: str(home()), text)

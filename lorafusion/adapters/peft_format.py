@@ -242,7 +242,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _pair_factors(folder: Path, tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     found: dict[str, dict[int, Tensor]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):  # safetensors returns them in any order
         ending = next((e for e in FACTORS if key.endswith(e)), None)
         if ending is None or not key.startswith(KEY_PREFIX):
             raise AdapterError(

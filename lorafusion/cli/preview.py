@@ -16,7 +16,7 @@ from lorafusion.data.load import load_dataset
 from lorafusion.data.order import split_held_out
 from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
 from lorafusion.errors import JobFileError, Problem
-from lorafusion.files import home
+from lorafusion.files import token_cache
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import JobSpec, RunSpec
 
@@ -35,7 +35,8 @@ def command(
     run = load_run_file(file)
     spec = _find_job(run, job, file=str(file))
     tokenizer = load_tokenizer(run.base_model)
-    dataset = load_dataset(spec.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=home())
+    cache = token_cache()
+    dataset = load_dataset(spec.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=cache)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"job {spec.name}, base {run.base_model}")
     show_report(console, dataset.report, spec.max_seq_len)
@@ -122,7 +123,7 @@ def _show_held_out(
 ) -> None:
     if spec.eval.dataset is not None:
         held_out = load_dataset(
-            spec.eval.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=home()
+            spec.eval.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=token_cache()
         )
         console.print("held out, a file of its own:")
         show_report(console, held_out.report, spec.max_seq_len)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,17 +71,8 @@ def command(
     if any(job.state == "paused" for job in result.jobs):
         console.print(f"to go on: {_resume_command(file, output)}", soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(finite(result.to_dict()), allow_nan=False))
+        typer.echo(json.dumps(result.to_dict(), allow_nan=False))
     raise typer.Exit(_exit_code(result, stop))
-
-
-def finite(value: Any) -> Any:
-    """Plain data with None for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _exit_code(result: RunResult, stop: StopRequest) -> int:

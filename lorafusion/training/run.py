@@ -22,7 +22,7 @@ from lorafusion.errors import (
     ModelError,
     OutputError,
 )
-from lorafusion.files import home, write_text_atomic
+from lorafusion.files import token_cache, write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import Base, load_base
 from lorafusion.models.stage import Stage
@@ -84,9 +84,8 @@ def train(spec: RunSpec, options: RunOptions, events: Events) -> RunResult:
             run = _Run(spec, options, events, base, writers)
             run.prepare()
             result = run.train(started)
-        write_text_atomic(
-            options.output / RESULT_FILE, json.dumps(result.to_dict(), indent=2) + "\n"
-        )
+        text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+        write_text_atomic(options.output / RESULT_FILE, text + "\n")
     return result
 
 
@@ -179,7 +178,7 @@ class _Run:
 
     def _prepare_job(self, spec: JobSpec) -> None:
         spec = self._fit_length(spec)
-        data = JobData.load(spec, self._tokenizer, home() / "cache")
+        data = JobData.load(spec, self._tokenizer, token_cache())
         prints = fingerprint(spec, self._fingerprint(data))
         folder = job_folder(spec, self._options.output)
         checkpoint = self._checkpoint(folder, prints)
