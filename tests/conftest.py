@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lorafusion.launch.environment import prepare_environment
+
+prepare_environment()  # before torch is imported
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
     "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

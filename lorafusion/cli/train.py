@@ -10,6 +10,7 @@ import typer
 
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.jobs.loading import load_run_file
+from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
     from lorafusion.launch.local import Existing, StopRequest
@@ -49,6 +50,7 @@ def command(
         raise typer.BadParameter("--resume and --overwrite exclude each other: give one of them.")
     spec = load_run_file(file)
     folder = output or Path(spec.output_dir or Path("runs", file.stem))
+    prepare_environment()
     # Importing torch and transformers takes seconds: not before the file is known to be good.
     from lorafusion.cli.closing import show_result
     from lorafusion.cli.display import make_console, watch

@@ -76,10 +76,14 @@ def test_json_alone_on_stdout_and_default_folder(
 
 
 def test_json_has_null_for_what_is_not_finite() -> None:
-    from lorafusion.cli.train import finite
+    from lorafusion.training.result import JobResult, RunResult
 
-    data = {"a": [1.5, math.nan, {"b": -math.inf}], "c": None, "d": "nan", "e": (math.inf,)}
-    assert finite(data) == {"a": [1.5, None, {"b": None}], "c": None, "d": "nan", "e": [None]}
+    job = JobResult("a", "failed", loss_first=math.nan, loss_last=-math.inf, eval_after=1.5)
+    found = RunResult((job,), 0.0, 0.0, math.inf, 1.0, "0").to_dict()
+    values = found["jobs"][0]
+    assert (values["loss_first"], values["loss_last"], values["eval_after"]) == (None, None, 1.5)
+    assert found["wall_s"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_job_that_cannot_be_trained_fails_alone(write_run: Write, tmp_path: Path) -> None:
