@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training import runs
+from tests.training.places import Bench
 
 Jobs = list[dict[str, Any]]
 DTYPES = ["float32", "bfloat16"]
@@ -82,3 +84,11 @@ def test_the_mode_is_needed(jobs: Jobs, tiny_base: Path, tmp_path: Path) -> None
     runs.run(tmp_path / "alone", tiny_base, jobs[:1], capacity=50)
     found, expected = (runs.state(tmp_path / run / "wide") for run in ("together", "alone"))
     assert not all(runs.same_bits(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_mean_loss_does_not_depend_on_the_order_of_samples(jobs: Jobs, tiny_base: Path) -> None:
+    job = Bench(tiny_base, jobs[:1]).jobs["wide"]
+    for order in permutations([(0, 1e16), (1, 1.0), (2, -1e16)]):
+        for sample, loss in order:
+            job.add_loss(sample, loss, 2)
+        assert job.finish_eval(0) == (1 / 6, 6)

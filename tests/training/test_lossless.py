@@ -53,8 +53,14 @@ def differences(
     twin whose tensors have the same shapes; one neighbour.
     """
     twins = [{**job, "name": f"{job['name']}-twin", "seed": 50 + i} for i, job in enumerate(jobs)]
+    # Two behind their twins and two before: leaks to either side are seen.
+    pairs = [
+        sorted(pair, key=lambda j: j["name"], reverse=i % 2 == 0)
+        for i, pair in enumerate(zip(jobs, twins, strict=True))
+    ]
+    company = [job for pair in reversed(pairs) for job in pair]
     runs.run(folder / "all", base, jobs, dtype=dtype)
-    runs.run(folder / "reversed", base, [*jobs[::-1], *twins], dtype=dtype, capacity=300)
+    runs.run(folder / "reversed", base, company, dtype=dtype, capacity=300)
     runs.run(folder / "pair", base, jobs[1::-1], dtype=dtype, capacity=64)
     runs.run(folder / "pair", base, jobs[2:], dtype=dtype, capacity=64)
     weights = losses = 0.0
