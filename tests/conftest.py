@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafusion.files import home
 from lorafusion.launch.environment import prepare_environment
 
 prepare_environment()  # before torch is imported
@@ -75,6 +76,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_base")
     make_tokenizer(folder)
     make_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The demo's model, which ``make test`` fetches."""
+    folder = home() / "models" / "SmolLM2-135M-Instruct"
+    if not (folder / "tokenizer.json").exists():
+        pytest.fail(f"{folder} is missing: run `lorafusion fetch demo` first", pytrace=False)
     return folder
 
 

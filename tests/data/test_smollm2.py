@@ -1,4 +1,4 @@
-"""The demo's tokenizer and chat template. Skipped where the weights were not fetched."""
+"""The demo's tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import pytest
 
 from lorafusion.data.load import load_dataset
 from lorafusion.data.tokenizer import load_tokenizer
-from lorafusion.files import home
 from lorafusion.jobs.schema import DatasetConfig
 
-FOLDER = home() / "models" / "SmolLM2-135M-Instruct"
 END = "<|im_end|>"
 CHATS = [
     [("user", "What is 2+2?"), ("assistant", "4, of course 🦊.")],
@@ -26,14 +24,10 @@ CHATS = [
     ],
 ]
 
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "tokenizer.json").exists(), reason="SmolLM2 is fetched by `make test`"
-)
-
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(str(FOLDER))
+def tokenizer(smollm2: Path) -> Any:
+    return load_tokenizer(str(smollm2))
 
 
 def _write(path: Path, rows: list[Any]) -> DatasetConfig:

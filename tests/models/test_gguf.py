@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorafusion.errors import ModelError
-from lorafusion.files import home
 from lorafusion.models.gguf import LAYER_NAMES, convert_gguf, unpermute_rope
 
 HIDDEN, FF, HEADS, KV_HEADS, LAYERS = 64, 96, 4, 2, 2
@@ -145,12 +144,9 @@ def test_refuses_a_file_that_is_no_gguf(tmp_path: Path, content: bytes) -> None:
         convert_gguf(tmp_path / "x.gguf", tmp_path / "model")
 
 
-def test_fetched_model_knows_the_capital_of_france() -> None:
-    folder = home() / "models" / "SmolLM2-135M-Instruct"
-    if not folder.exists():
-        pytest.skip("the demo's model is not here: lorafusion fetch demo")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def test_fetched_model_knows_the_capital_of_france(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():
         best = model(ids).logits[0, -1].argmax()
