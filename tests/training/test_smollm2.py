@@ -8,24 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from lorafusion.files import home
 from lorafusion.jobs.schema import JobSpec
 from tests.training import runs
 from tests.training.peft_loop import train_with_peft
 
-FOLDER = home() / "models" / "SmolLM2-135M-Instruct"
 # Two threads on a machine that is busy otherwise took ten times as long as one.
 THREADS = 1
 STEPS = 20
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def base() -> Path:
-    if not (FOLDER / "config.json").exists():
-        pytest.fail(f"{FOLDER} is missing: run `lorafusion fetch demo` first", pytrace=False)
-    return FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +30,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return four
 
 
-def test_float32_after_20_steps(base: Path, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_float32_after_20_steps(smollm2: Path, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
     settings = {"threads": THREADS, "capacity": 128}
     jobs = jobs[1:3]
-    runs.run(tmp_path / "together", base, jobs, **settings)
+    runs.run(tmp_path / "together", smollm2, jobs, **settings)
     for job in jobs:
-        runs.run(tmp_path / "alone", base, [job], **settings)
-        start = runs.initial(base, job)
+        runs.run(tmp_path / "alone", smollm2, [job], **settings)
+        start = runs.initial(smollm2, job)
         found, expected = (tmp_path / run / job["name"] for run in ("together", "alone"))
         apart = runs.total_difference(
             runs.change(runs.state(found), start), runs.change(runs.state(expected), start)
@@ -58,29 +49,31 @@ def test_float32_after_20_steps(base: Path, jobs: list[dict[str, Any]], tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_deterministic(dtype: str, base: Path, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_deterministic(
+    dtype: str, smollm2: Path, jobs: list[dict[str, Any]], tmp_path: Path
+) -> None:
     """Alone; in company, stopped and resumed: equal bytes."""
     settings = {"threads": THREADS, "dtype": dtype, "deterministic": True}
     short = [{**job, "max_steps": 2 + i} for i, job in enumerate(jobs[:3])]
     company = {"capacity": 128, **settings}
-    runs.run(tmp_path / "together", base, short, stop=runs.StopAfter(3), **company)
-    result = runs.run(tmp_path / "together", base, short[::-1], resume=True, **company)
+    runs.run(tmp_path / "together", smollm2, short, stop=runs.StopAfter(3), **company)
+    result = runs.run(tmp_path / "together", smollm2, short[::-1], resume=True, **company)
     assert {job.state for job in result.jobs} == {"succeeded"}
     for job in short:
-        runs.run(tmp_path / "alone", base, [job], capacity=60, **settings)
+        runs.run(tmp_path / "alone", smollm2, [job], capacity=60, **settings)
         runs.assert_same_bytes(
             tmp_path / "together" / job["name"], tmp_path / "alone" / job["name"]
         )
 
 
 def test_near_a_plain_loop_with_peft(
-    base: Path, jobs: list[dict[str, Any]], tmp_path: Path
+    smollm2: Path, jobs: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     job = {**jobs[0], "max_steps": 6, "adapter": {"r": 4, "lora_alpha": 8}}
     company = [job, {**jobs[1], "max_steps": 6}]
-    runs.run(tmp_path, base, company, threads=THREADS, capacity=128)
-    start = runs.initial(base, job)
-    losses, _, final = train_with_peft(base, JobSpec.model_validate(job), start, torch.float32)
+    runs.run(tmp_path, smollm2, company, threads=THREADS, capacity=128)
+    start = runs.initial(smollm2, job)
+    losses, _, final = train_with_peft(smollm2, JobSpec.model_validate(job), start, torch.float32)
     found = runs.losses(tmp_path / job["name"])
     for step, loss in enumerate(losses, 1):
         assert found["train", step] == pytest.approx(loss, rel=1e-4)
@@ -90,11 +83,11 @@ def test_near_a_plain_loop_with_peft(
     assert apart <= 5e-3
 
 
-def test_it_learns(base: Path, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_it_learns(smollm2: Path, jobs: list[dict[str, Any]], tmp_path: Path) -> None:
     rows = tmp_path / "same.jsonl"
     rows.write_text('{"prompt": "The password is", "completion": " quick brown fox"}\n' * 4)
     job = {**jobs[0], "dataset": {"path": str(rows)}, "num_epochs": 5, "max_steps": None}
-    result = runs.run(tmp_path / "out", base, [job], threads=THREADS).jobs[0]
+    result = runs.run(tmp_path / "out", smollm2, [job], threads=THREADS).jobs[0]
     assert result.loss_first is not None
     assert result.loss_last is not None
     assert result.loss_last < 0.5 * result.loss_first
