@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.training.metrics import read_metrics
@@ -21,15 +22,18 @@ def draw_job(axes: Axes, records: list[dict[str, Any]], title: str) -> None:
     train = [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
     held_out = [(r["step"], r["loss"]) for r in records if r["kind"] == "eval"]
     axes.plot(*zip(*train, strict=True), color=TRAIN, linewidth=1.8)
-    axes.plot(*zip(*held_out, strict=True), color=HELD_OUT, marker="o", linewidth=1.2)
-    for step, loss in (held_out[0], held_out[-1]):
+    # Points, not a line: between two evaluations nothing was measured.
+    axes.plot(*zip(*held_out, strict=True), "o", color=HELD_OUT, zorder=3)
+    for step, loss in held_out:
         axes.annotate(
-            f"{loss:.2f}", (step, loss), xytext=(0, 8), textcoords="offset points",
-            ha="left" if step == 0 else "right", color=HELD_OUT, fontsize=10,
+            f"{loss:.2f}", (step, loss), xytext=(0, 9), textcoords="offset points", ha="center",
+            color=HELD_OUT, fontsize=10, bbox={"fc": "white", "ec": "none", "pad": 0.6},
         )  # fmt: skip
     axes.set_title(title, fontsize=11, color=TEXT, loc="left")
     axes.set_ylim(0, 1.2 * max(loss for _, loss in train + held_out))
     axes.set_xlabel("step", color=TEXT)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=TEXT, labelsize=9)
 
@@ -43,7 +47,7 @@ def main(run: Path) -> None:
         draw_job(axes, read_metrics(run / job.name), f"{job.name}, rank {rank}")
     panels[0].set_ylabel("loss, nats per trained token", color=TEXT)
     panels[-1].plot([], [], color=TRAIN, linewidth=1.8, label="training")
-    panels[-1].plot([], [], color=HELD_OUT, marker="o", linewidth=1.2, label="held out")
+    panels[-1].plot([], [], "o", color=HELD_OUT, label="held out")
     panels[-1].legend(frameon=False, fontsize=10, labelcolor=TEXT)
     figure.savefig(ROOT / "docs" / "demo.png", dpi=130)
 
