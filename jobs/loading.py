@@ -19,11 +19,19 @@ from lorafusion.jobs.yaml_tree import MAX_BYTES, Node, TreeError, parse
 
 @dataclass(frozen=True)
 class RunFile:
-    """A job file that was read: what it says, and where it says so."""
+    """A job file that was read: what it says, and where it says so.
+
+    Attributes:
+        file: Its path.
+        tree: Its content, with the defaults merged into the jobs.
+        spec: What it says; None if there are problems.
+        problems: All that is wrong with the file itself, in the order of lines.
+    """
 
     file: str
-    spec: RunSpec
     tree: Node
+    spec: RunSpec | None
+    problems: tuple[Problem, ...]
 
     def problem(
         self, path: tuple[str | int, ...], *, found: str, allowed: str, fix: str
@@ -47,11 +55,18 @@ def load_run_file(path: Path) -> RunSpec:
     Raises:
         JobFileError: With every problem in the file.
     """
-    return read_run_file(path).spec
+    run = read_run_file(path)
+    if run.spec is None:
+        raise JobFileError(run.problems)
+    return run.spec
 
 
 def read_run_file(path: Path) -> RunFile:
-    """:func:`load_run_file`, with the lines kept for checks that come later."""
+    """The file with its lines kept, for checks that come later.
+
+    Raises:
+        JobFileError: Nothing can be made of the file.
+    """
     file = str(path)
     root, unreadable = _read_tree(path, file)
     merged = _merged(root)
@@ -64,9 +79,8 @@ def read_run_file(path: Path) -> RunFile:
     # What could not be read is not wrong for a second reason.
     places = {(problem.line, problem.where) for problem in unreadable}
     problems = [p for p in problems if (p.line, p.where) not in places]
-    if spec is None or unreadable or problems:
-        raise JobFileError(_sorted_once(unreadable + problems))
-    return RunFile(file, spec, merged)
+    found = _sorted_once(unreadable + problems)
+    return RunFile(file, merged, None if found else spec, found)
 
 
 def _read_tree(path: Path, file: str) -> tuple[Node, list[Problem]]:

@@ -7,14 +7,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from lorafusion.data.order import BatchOrder, split_held_out
 from lorafusion.data.rows import read_rows
 from lorafusion.errors import AdapterError, DataError, ModelError, Problem
 from lorafusion.jobs.loading import RunFile
-from lorafusion.jobs.schema import DatasetConfig, JobSpec
+from lorafusion.jobs.schema import DatasetConfig, JobSpec, PathText
+from lorafusion.jobs.yaml_tree import Node
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -51,13 +54,21 @@ class Preflight:
 
 
 def check_run_file(run: RunFile) -> Preflight:
-    """Look at all that a run needs, and collect every problem. Reads the data, not the weights."""
+    """Look at all that a run needs, and collect every problem. Reads the data, not the weights.
+
+    Of a file that has problems itself, the parts that are right are looked at all the same.
+    """
     check = _Check(run)
-    check.base()
-    jobs = tuple(check.job(index, job) for index, job in enumerate(run.spec.jobs))
+    jobs: tuple[JobSummary, ...] = ()
+    if run.spec is not None:
+        check.base(run.spec.base_model)
+        jobs = tuple(check.job(index, job) for index, job in enumerate(run.spec.jobs))
+    else:
+        check.sound_parts()
     # What several jobs take from the defaults points at the same line: once is enough.
-    problems = sorted(dict.fromkeys(check.problems), key=lambda problem: problem.line)
-    return Preflight(tuple(problems), tuple(check.notes), jobs)
+    problems = dict.fromkeys((*run.problems, *check.problems))
+    by_line = sorted(problems, key=lambda problem: problem.line)
+    return Preflight(tuple(by_line), tuple(check.notes), jobs)
 
 
 class _Check:
@@ -68,8 +79,27 @@ class _Check:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
-    def base(self) -> None:
-        name = self._run.spec.base_model
+    def sound_parts(self) -> None:
+        """The base, datasets and targets that can be read, where other fields are wrong."""
+        base = _valid(PathText, self._run.tree.child("base_model"))
+        if base is not None:
+            self.base(base)
+        jobs = self._run.tree.child("jobs")
+        for index, job in enumerate(jobs.items() if jobs else ()):
+            held_out = job.child("eval")
+            self._part_of_data(("jobs", index, "dataset"), job.child("dataset"))
+            if held_out is not None:
+                self._part_of_data(("jobs", index, "eval", "dataset"), held_out.child("dataset"))
+            adapter = _valid(JobSpec.model_fields["adapter"].annotation, job.child("adapter"))
+            if adapter is not None:
+                self._modules(index, adapter)
+
+    def _part_of_data(self, path: tuple[str | int, ...], node: Node | None) -> None:
+        dataset = _valid(DatasetConfig, node)
+        if dataset is not None:
+            self._count((*path, "path"), dataset)
+
+    def base(self, name: str) -> None:
         try:
             self._targets = _Targets(name)
         except ModelError as error:
@@ -91,7 +121,7 @@ class _Check:
             dataset=job.dataset.path,
             rows=rows,
             rank=getattr(job.adapter, "r", None),
-            modules=self._modules(index, job),
+            modules=self._modules(index, job.adapter),
             steps=_steps(job, rows) if rows else None,
         )
 
@@ -123,11 +153,11 @@ class _Check:
         self._add(path, str(found), allowed, "Mend the file, or name another.")
         return None
 
-    def _modules(self, index: int, job: JobSpec) -> int | None:
+    def _modules(self, index: int, adapter: object) -> int | None:
         if self._targets is None:
             return None
         try:
-            return self._targets.count(getattr(job.adapter, "target_modules", "all-linear"))
+            return self._targets.count(getattr(adapter, "target_modules", "all-linear"))
         except AdapterError as error:
             path = ("jobs", index, "adapter", "target_modules")
             allowed = "linear layers of the base"
@@ -135,7 +165,7 @@ class _Check:
             return None
 
     def _output(self, index: int, job: JobSpec) -> None:
-        root = self._run.spec.output_dir
+        root = self._run.spec.output_dir if self._run.spec else None
         if job.output_dir is None and root is None:
             return  # it comes from the command line
         own = job.output_dir is not None
@@ -164,6 +194,16 @@ class _Targets:
         from lorafusion.adapters.targets import match_targets
 
         return len(match_targets(self._names, target_modules))
+
+
+def _valid(kind: Any, node: Node | None) -> Any:
+    """What ``node`` says as a ``kind``; None if it is absent, or wrong and so reported already."""
+    if node is None:
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(node.plain(), strict=True)
+    except ValidationError:
+        return None
 
 
 def _steps(job: JobSpec, rows: int) -> int:

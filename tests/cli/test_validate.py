@@ -190,3 +190,19 @@ def test_schema_prints_json_and_the_page(tmp_path: Path) -> None:
     assert json.loads(CliRunner().invoke(app, []).output)["title"] == "LoRAFusion job file"
     page = Path(__file__).parents[2] / "docs" / "job-file.md"
     assert CliRunner().invoke(app, ["--markdown"]).output == page.read_text()
+
+
+def test_data_base_and_targets_are_checked_beside_wrong_fields(
+    files: dict[str, Any], invoke: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("{oops\n")
+    text = filled({**files, "DATA": tmp_path / "bad.jsonl"}).replace(
+        "num_epochs: 2", "num_epochs: x"
+    )
+    result = invoke(text.replace("[q_proj, v_proj]", "[nothing]"))
+    assert result.exit_code == 2
+    for part in ("jobs[0].num_epochs", "jobs[0].dataset.path", "jobs[1].dataset.path", "'nothing'"):
+        assert part in result.stdout, part
+    gone = invoke(text.replace(str(files["BASE"]), str(tmp_path / "no_base")))
+    assert ":1: base_model: found" in gone.stdout
+    assert "jobs[0].num_epochs" in gone.stdout
