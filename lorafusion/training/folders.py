@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorafusion.errors import OutputError
+from lorafusion.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
 _LOCK = ".lorafusion.lock"
 
 
@@ -52,7 +52,7 @@ def prepare_job_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         OutputError: The folder holds results and neither ``resume`` nor ``overwrite`` is set, or
             it cannot be made.
     """
-    results = [folder / name for name in (METRICS, CHECKPOINTS, ADAPTER)]
+    results = [folder / name for name in (METRICS_FILE, TENSORBOARD_FOLDER, CHECKPOINTS, ADAPTER)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         present = [path for path in results if path.exists()]
