@@ -164,6 +164,7 @@ class TrainingLoop:
             self._fail(job, str(error))
 
     def _fail(self, job: TrainingJob, reason: str) -> None:
+        self._outputs[job.name].withdraw()
         try:
             self._end(job, "failed", reason=reason)
         except (OutputError, CheckpointError) as error:

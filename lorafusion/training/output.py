@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -93,6 +94,10 @@ class JobOutput:
             card=adapter_card(_facts(job, config, base_model)),
         )
         return folder
+
+    def withdraw(self) -> None:
+        """Remove an adapter that an earlier pause left: a failed job has none."""
+        shutil.rmtree(self.folder / ADAPTER, ignore_errors=True)
 
     def close(self) -> None:
         """Wait until everything is on the disk. A second call does nothing."""

@@ -31,7 +31,7 @@ def names(folder: Path) -> set[str]:
 
 def test_results_are_not_written_over_unasked(used: Path) -> None:
     before = names(used)
-    with pytest.raises(OutputError, match="--resume.*--overwrite"):
+    with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
         prepare_job_folder(used, resume=False, overwrite=False)
     prepare_job_folder(used, resume=True, overwrite=False)
     assert names(used) == before

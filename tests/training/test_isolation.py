@@ -61,6 +61,18 @@ def test_a_job_that_diverges_changes_others_by_rounding_at_most(
         assert runs.worst_difference(runs.state(found), runs.state(expected)) <= 1e-9
 
 
+def test_a_paused_job_that_fails_later_keeps_no_adapter(
+    poison: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    poison = {key: value for key, value in poison.items() if key != "eval"}
+    folder = tmp_path / "poison"
+    paused = runs.run(tmp_path, tiny_base, [poison], capacity=10_000, stop=runs.StopAfter(2))
+    assert (paused.jobs[0].state, paused.jobs[0].steps) == ("paused", 1)
+    assert (folder / "adapter").is_dir()
+    resumed = runs.run(tmp_path, tiny_base, [poison], capacity=10_000, resume=True)
+    check_poisoned(resumed.jobs[0], folder)
+
+
 def check_poisoned(result: Any, folder: Path) -> None:
     assert result.state == "failed"
     assert "steps in a row" in result.reason
