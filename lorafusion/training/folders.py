@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorafusion.errors import OutputError
+from lorafusion.training.checkpoint import clear
 from lorafusion.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 
 ADAPTER = "adapter"
@@ -62,6 +63,7 @@ def prepare_job_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 "Continue it with --resume, replace it with --overwrite, or choose another folder."
             )
         if overwrite:
+            clear(folder / CHECKPOINTS)  # manifests first: cut short, it leaves none to resume
             _remove(present)
     except OutputError:
         raise
