@@ -1,13 +1,17 @@
-"""Which linears a job adapts: ``target_modules`` as PEFT reads it."""
+"""Which linears a job adapts: ``target_modules`` as PEFT reads it.
+
+Names are matched without torch: ``lorafusion validate`` has them from an earlier look at the base.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorafusion.errors import AdapterError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class ModuleNames(NamedTuple):
@@ -20,6 +24,7 @@ class ModuleNames(NamedTuple):
 
 def module_names(model: nn.Module) -> ModuleNames:
     """The names of an unwrapped model."""
+    from torch import nn
     from transformers import PreTrainedModel
 
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
