@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from lorafusion.data.order import BatchOrder, split_held_out
-from lorafusion.data.rows import read_rows
+from lorafusion.adapters.targets import match_targets
+from lorafusion.base_names import base_module_names
+from lorafusion.data.counts import rows_left, steps_per_epoch, total_steps
 from lorafusion.errors import AdapterError, DataError, ModelError, Problem
 from lorafusion.jobs.loading import RunFile
 from lorafusion.jobs.schema import DatasetConfig, JobSpec, PathText
 from lorafusion.jobs.yaml_tree import Node
+from lorafusion.row_counts import count_rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -132,7 +133,7 @@ class _Check:
         if rows is None:
             return None
         try:
-            return len(split_held_out(rows, val_size=job.eval.val_size, seed=job.seed)[0])
+            return rows_left(rows, val_size=job.eval.val_size)
         except DataError as error:
             path = ("jobs", index, "eval", "val_size")
             fix = "Hold out fewer rows, or name a held-out file in eval.dataset."
@@ -143,7 +144,7 @@ class _Check:
         """The rows of a file, each read and checked; None where there is a problem."""
         if dataset not in self._rows:
             try:
-                self._rows[dataset] = len(read_rows(dataset.path, dataset.type).rows)
+                self._rows[dataset] = count_rows(dataset)
             except DataError as error:
                 self._rows[dataset] = error
         found = self._rows[dataset]
@@ -185,14 +186,9 @@ class _Targets:
     """Which modules of the base a job adapts, found on a model without weights."""
 
     def __init__(self, base_model: str) -> None:
-        from lorafusion.adapters.targets import module_names
-        from lorafusion.models.load import meta_model
-
-        self._names = module_names(meta_model(base_model))
+        self._names = base_module_names(base_model)
 
     def count(self, target_modules: str | tuple[str, ...]) -> int:
-        from lorafusion.adapters.targets import match_targets
-
         return len(match_targets(self._names, target_modules))
 
 
@@ -207,13 +203,8 @@ def _valid(kind: Any, node: Node | None) -> Any:
 
 
 def _steps(job: JobSpec, rows: int) -> int:
-    return BatchOrder(
-        np.arange(rows),
-        job.global_batch_size,
-        seed=job.seed,
-        num_epochs=job.num_epochs,
-        max_steps=job.max_steps,
-    ).total_steps
+    per_epoch = steps_per_epoch(rows, job.global_batch_size)
+    return total_steps(per_epoch, num_epochs=job.num_epochs, max_steps=job.max_steps)
 
 
 def _unusable(folder: Path) -> Iterator[str]:

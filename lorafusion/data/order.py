@@ -7,13 +7,12 @@ on no library's generator, so they stay the same across versions and machines.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-from lorafusion.errors import DataError
+from lorafusion.data.counts import rows_left, steps_per_epoch, total_steps
 
 IndexArray = npt.NDArray[np.int64]
 _WORD = 0xFFFFFFFFFFFFFFFF
@@ -44,11 +43,7 @@ def split_held_out(n: int, *, val_size: int, seed: int) -> tuple[IndexArray, Ind
     Raises:
         DataError: No row would be left to train on.
     """
-    if not 0 <= val_size < n:
-        raise DataError(
-            f"eval.val_size {val_size} leaves nothing to train on: the dataset has {n} rows; "
-            f"allowed: 0 to {n - 1}"
-        )
+    rows_left(n, val_size=val_size)
     order = _permutation(n, (seed, _HELD_OUT))
     return np.sort(order[val_size:]), np.sort(order[:val_size])
 
@@ -69,15 +64,14 @@ class BatchOrder:
         num_epochs: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        assert batch_size >= 1
-        if len(indices) == 0:
-            raise DataError("there are no rows to train on")
         self._indices = indices
         self._batch_size = batch_size
         self._seed = seed
-        self.steps_per_epoch: int = math.ceil(len(indices) / batch_size)
+        self.steps_per_epoch: int = steps_per_epoch(len(indices), batch_size)
         """Steps of one epoch, the last partial batch included."""
-        self.total_steps: int = _total_steps(self.steps_per_epoch, num_epochs, max_steps)
+        self.total_steps: int = total_steps(
+            self.steps_per_epoch, num_epochs=num_epochs, max_steps=max_steps
+        )
         """Steps of the whole job."""
         self._memo: tuple[int, IndexArray] | None = None
 
@@ -104,13 +98,6 @@ class BatchOrder:
             rows.setflags(write=False)
             self._memo = (epoch, rows)
         return self._memo[1]
-
-
-def _total_steps(steps_per_epoch: int, num_epochs: int | None, max_steps: int | None) -> int:
-    if num_epochs is None and max_steps is not None:
-        return max_steps
-    whole = steps_per_epoch * (1 if num_epochs is None else num_epochs)
-    return whole if max_steps is None else min(whole, max_steps)
 
 
 def _permutation(n: int, key: Iterable[int]) -> IndexArray:

@@ -1,0 +1,34 @@
+"""How many rows a dataset has, each read and checked once for as long as its file is the same."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from lorafusion.jobs.schema import DatasetConfig
+from lorafusion.kept import code_digest, kept
+
+
+def count_rows(dataset: DatasetConfig) -> int:
+    """The rows of a dataset; the count of a local file is kept under the file's hash.
+
+    Hashing the 6 MB of 28 thousand rows takes 10 ms, checking them 150 ms.
+
+    Raises:
+        DataError: As :func:`lorafusion.data.rows.read_rows`. What is wrong is not kept.
+    """
+    try:
+        with Path(dataset.path).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # a folder, a hub id, or nothing: the reader says which
+        return _read(dataset)
+    config = dataset.model_dump_json().encode()
+    key = (content, config, version("datasets").encode(), code_digest("data"))
+    return kept(int, key, lambda: _read(dataset))
+
+
+def _read(dataset: DatasetConfig) -> int:
+    from lorafusion.data.rows import read_rows
+
+    return len(read_rows(dataset.path, dataset.type).rows)
