@@ -44,3 +44,8 @@ def keep_mask(row_key_T: torch.Tensor, columns: int, threshold: int) -> torch.Te
     # Flat first: with no rows, torch gives a single group a stride of 0 and refuses the view.
     lanes = z.bitwise_xor_(signed(_SIGN_BITS)).flatten().view(torch.int16)
     return lanes.view(len(z), 4 * groups)[:, :columns] >= threshold - LEVELS // 2
+
+
+def dropped(x_TK: torch.Tensor, row_key_T: torch.Tensor, threshold: int) -> torch.Tensor:
+    """D(X): the dropped elements are 0, the kept ones are rescaled."""
+    return (x_TK * keep_mask(row_key_T, x_TK.shape[1], threshold)).mul_(rescale(threshold))

@@ -64,11 +64,12 @@ class Segment(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows ``start:stop`` of a microbatch, with their job's form."""
+    """Rows ``start:stop`` of a microbatch, with their job's form and slot."""
 
     start: int
     stop: int
     form: FusedForm
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class AdapterLayout:
         for slot, (start, stop) in zip(self.segment_slots, bounds, strict=True):
             form = adapters.forms.get(slot)
             if form is not None and stop > start:
-                yield Rows(start, stop, form if self.training else form._replace(dropout=0))
+                form = form if self.training else form._replace(dropout=0)
+                yield Rows(start, stop, form, slot)
 
     def row_keys(self, module_key: int, start: int, stop: int) -> torch.Tensor:
         """int64 [stop - start]: hash64(seed, step, module, sample, position) of each row."""

@@ -58,6 +58,10 @@ class AdapterError(LorafusionError, ValueError):
     """An adapter's settings do not fit the base, or its folder cannot be used."""
 
 
+class KernelError(LorafusionError, ValueError):
+    """An op was given tensors or a layout that it cannot run on, or no backend for them."""
+
+
 class PlanError(LorafusionError, ValueError):
     """A plan cannot be made or breaks a rule."""
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from lorafusion.kernels.dropout import keep_mask, rescale
+from lorafusion.kernels.checks import accumulation_dtype
+from lorafusion.kernels.dropout import dropped
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-
-
-def accumulation_dtype(x: torch.Tensor) -> torch.dtype:
-    """LoRA products are made in float32, in float64 only for a float64 base."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def lora_linear(
@@ -26,11 +22,10 @@ def lora_linear(
     y_TN = F.linear(x_TK, weight_NK.detach(), None if bias_N is None else bias_N.detach())
     pieces: list[torch.Tensor] = []
     done = 0
-    for start, stop, form in layout.adapted_rows(adapters):
-        x = x_TK[start:stop].to(accumulation_dtype(x_TK))
+    for start, stop, form, _ in layout.adapted_rows(adapters):
+        x = x_TK[start:stop].to(accumulation_dtype(x_TK.dtype))
         if form.dropout:
-            keys = layout.row_keys(adapters.key, start, stop)
-            x = x * keep_mask(keys, x.shape[1], form.dropout) * rescale(form.dropout)
+            x = dropped(x, layout.row_keys(adapters.key, start, stop), form.dropout)
         delta = form.scale * ((x @ form.A.T) @ form.B.T)
         pieces += [y_TN[done:start], (y_TN[start:stop] + delta).to(y_TN.dtype)]
         done = stop

@@ -57,7 +57,7 @@ def test_adapted_rows_skips_what_has_no_adapter_here():
     ]
     forms = {4: form(), 2: form(), 0: form(), 9: form()}
     rows = list(build(segments).adapted_rows(ModuleAdapters(1, forms)))
-    assert [(start, stop) for start, stop, _ in rows] == [(0, 2), (6, 10)]
+    assert [(r.slot, r.start, r.stop) for r in rows] == [(4, 0, 2), (0, 6, 10)]
     assert rows[0].form.A is forms[4].A
     assert rows[1].form.A is forms[0].A
 

@@ -1,0 +1,22 @@
+"""The meaning of :func:`lorafusion.kernels.down.down`, in plain torch."""
+
+from __future__ import annotations
+
+import torch
+
+from lorafusion.kernels.checks import accumulation_dtype
+from lorafusion.kernels.dropout import dropped
+from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+
+
+def down(x_TK: torch.Tensor, layout: AdapterLayout, adapters: ModuleAdapters) -> torch.Tensor:
+    """See the op."""
+    rows = list(layout.adapted_rows(adapters))
+    rank = max((row.form.A.shape[0] for row in rows), default=0)
+    s_TR = x_TK.new_zeros(len(x_TK), rank, dtype=accumulation_dtype(x_TK.dtype))
+    for start, stop, form, _ in rows:
+        x = x_TK[start:stop].to(s_TR.dtype)
+        if form.dropout:
+            x = dropped(x, layout.row_keys(adapters.key, start, stop), form.dropout)
+        s_TR[start:stop, : form.A.shape[0]] = x @ form.A.T
+    return s_TR

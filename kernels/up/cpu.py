@@ -1,0 +1,24 @@
+"""The CPU's up: torch's GEMM, then each job's product on its own rows."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+
+
+def up(
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    s_TR: torch.Tensor,
+    layout: AdapterLayout,
+    adapters: ModuleAdapters,
+) -> torch.Tensor:
+    """See the op."""
+    y_TN = F.linear(x_TK, weight_NK, bias_N)
+    for start, stop, form, _ in layout.adapted_rows(adapters):
+        s = s_TR[start:stop, : form.A.shape[0]] * form.scale
+        y_TN[start:stop] += s @ form.B.T
+    return y_TN
