@@ -86,6 +86,8 @@ class Fields:
         if kind == "object" and "properties" in schema:
             names = list(schema["properties"])
             return f"a mapping with {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        if kind == "object" and self._values(schema):
+            return f"a mapping from text to {self.words(self._values(schema))}"
         if kind == "string" and schema.get("minLength"):
             return "text that is not empty"
         return " ".join(filter(None, [_TYPES.get(kind, kind), _bounds(schema)]))
@@ -96,7 +98,13 @@ class Fields:
     def _step(self, schema: Schema, key: str | int) -> Schema:
         if isinstance(key, int):
             return self.resolve(schema.get("items", {}))
-        return self.resolve(schema.get("properties", {}).get(key, {}))
+        named = schema.get("properties", {}).get(key)
+        return self.resolve(named or self._values(schema))
+
+    def _values(self, schema: Schema) -> Schema:
+        """What the values of a mapping with free keys are; empty for other mappings."""
+        values = schema.get("additionalProperties")
+        return cast(Schema, values) if isinstance(values, dict) else {}
 
 
 def variants(schema: Schema) -> list[Schema]:

@@ -30,6 +30,8 @@ def fix_for(node: Node, path: Path, fields: Fields) -> str | None:
     """What to write instead of ``node`` at ``path``; None where nothing apt is known."""
     value, field = node.value, str(path[-1]) if path else ""
     types = {str(fields.resolve(branch).get("type")) for branch in variants(fields.at(path))}
+    if isinstance(value, dict) and "object" in types:
+        return None  # a mapping is right here: the message says what is wrong in it
     if isinstance(value, bool) or value is None or not isinstance(value, Scalar):
         return _BY_FIELD.get(field) or _shape_fix(value is None, types, fields.allowed(path))
     if isinstance(value, str):

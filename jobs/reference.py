@@ -69,7 +69,7 @@ def _default(schema: Schema) -> str:
     if "default" not in schema:
         return "required"
     default: Any = schema["default"]
-    if isinstance(default, dict):
+    if isinstance(default, dict) and default:
         return "as below"
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 

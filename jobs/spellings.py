@@ -118,12 +118,6 @@ REFUSED = {
     "exclude_modules": Refused(
         (None, ()), "there is no exclusion list", "Name what to adapt in target_modules."
     ),
-    "rank_pattern": Refused(
-        (None,), "one job has one rank", "Remove it, and give `r` for all target modules."
-    ),
-    "alpha_pattern": Refused(
-        (None,), "one job has one alpha", "Remove it, and give `lora_alpha` for all modules."
-    ),
     "layers_to_transform": Refused(
         (None,), "layers are chosen by name", "Give a regex in target_modules."
     ),

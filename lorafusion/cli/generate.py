@@ -12,7 +12,7 @@ from lorafusion.errors import AdapterError, DataError
 
 if TYPE_CHECKING:
     from lorafusion.adapters.bank import AdapterBank, ResidentAdapter
-    from lorafusion.adapters.peft_format import LoadedAdapter
+    from lorafusion.adapters.peft_format import StoredAdapter
     from lorafusion.models.load import Base
 
 
@@ -65,7 +65,7 @@ def command(
     typer.echo(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-def add_loaded(bank: AdapterBank, base: Base, adapter: LoadedAdapter) -> ResidentAdapter:
+def add_loaded(bank: AdapterBank, base: Base, adapter: StoredAdapter) -> ResidentAdapter:
     """Put an adapter that was read from a folder into a slot.
 
     Raises:

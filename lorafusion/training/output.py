@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorafusion.adapters.card import AdapterFacts, adapter_card
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.peft_format import save_adapter
+from lorafusion.adapters.peft_format import StoredAdapter, save_adapter
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.checkpoint import Checkpoint, CheckpointWriter, Json
 from lorafusion.training.folders import ADAPTER, CHECKPOINTS
@@ -85,14 +85,9 @@ class JobOutput:
             for name, module in job.adapter.modules.items()
         }
         folder = self.folder / ADAPTER
-        save_adapter(
-            folder,
-            config=config,
-            base_model=base_model,
-            modules=modules,
-            linears=linears,
-            card=adapter_card(_facts(job, config, base_model)),
-        )
+        card = adapter_card(_facts(job, config, base_model))
+        adapter = StoredAdapter(config, base_model, modules)
+        save_adapter(folder, adapter, linears=linears, card=card)
         return folder
 
     def withdraw(self) -> None:

@@ -15,7 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from lorafusion.adapters.card import AdapterFacts, adapter_card
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.peft_format import load_adapter, minimal_targets, save_adapter
+from lorafusion.adapters.peft_format import (
+    StoredAdapter,
+    load_adapter,
+    minimal_targets,
+    save_adapter,
+)
 from lorafusion.errors import AdapterError, OutputError
 
 Modules = dict[str, tuple[Tensor, Tensor]]
@@ -48,9 +53,8 @@ def random_modules(base: nn.Module, names: list[str], rank: int) -> Modules:
 
 
 def save(folder: Path, config: LoraConfig, modules: Modules, linears: list[str]) -> None:
-    save_adapter(
-        folder, config=config, base_model="some/base", modules=modules, linears=linears, card="x\n"
-    )
+    adapter = StoredAdapter(config, "some/base", modules)
+    save_adapter(folder, adapter, linears=linears, card="x\n")
 
 
 def logits_by_hand(base: nn.Module, modules: Modules, scale: float) -> Tensor:
@@ -241,8 +245,10 @@ def adapter(base_folder: Path, tmp_path: Path) -> Path:
         ("modules_to_save", ["lm_head"]),
         ("bias", "all"),
         ("lora_bias", True),
-        ("rank_pattern", {"q_proj": 4}),
-        ("alpha_pattern", {"q_proj": 4}),
+        ("rank_pattern", {"q_(": 4}),
+        ("rank_pattern", {"q_proj": 0}),
+        ("alpha_pattern", {"q_proj": -4}),
+        ("alpha_pattern", [4]),
         ("peft_type", "IA3"),
         ("task_type", "SEQ_CLS"),
         ("init_lora_weights", "pissa"),
