@@ -80,3 +80,11 @@ class StepError(LorafusionError, ArithmeticError):
 
 class FetchError(LorafusionError, RuntimeError):
     """Weights or data could not be fetched."""
+
+
+class BenchError(LorafusionError, RuntimeError):
+    """A benchmark cannot be started as asked."""
+
+
+class TurnError(BenchError):
+    """A turn of a benchmark has failed: the training in it ended badly."""

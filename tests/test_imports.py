@@ -32,8 +32,10 @@ ALLOWED = {
     "preflight": {"base_names", "row_counts", "models", "adapters", "data", *PLAIN},
     "training": {"models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+    "bench": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
     "__main__": {"cli"},
-    "cli": {"launch", "training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+    "cli": {"bench", "launch", "training", "models", "adapters", "data", "kernels", "preflight"}
+    | PLAIN,
 }
 # The config of an adapter method lives with the method; these files import torch late.
 ADAPTER_CONFIGS = {"lorafusion.adapters.registry", "lorafusion.adapters.lora"}

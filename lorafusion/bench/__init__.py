@@ -1,0 +1,1 @@
+"""Measures our training against others', on the same jobs, in one run."""

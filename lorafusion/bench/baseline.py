@@ -1,0 +1,268 @@
+"""The other side of ``lorafusion bench train``: one job after another, with PEFT or TRL.
+
+``python baseline.py FOLDER FORM`` trains the jobs that FOLDER describes, and imports nothing of
+LoRAFusion. FORM is one of
+
+* ``padded``: what most people write. Batches as they come, padded to their longest sample,
+  attention mask, the model's own loss.
+* ``sorted``: what somebody writes who cares for speed. The same samples, batched by length; no
+  attention mask, since causal attention never looks at padding on the right; logits for the
+  columns that hold a label only; torch's fused AdamW.
+* ``trl``: TRL's SFTTrainer with the settings that were fastest on a CPU (see ``train_with_trl``).
+
+FOLDER holds ``run.json`` (base, dtype, threads) and for each job a folder with ``job.json``
+(batches as sample numbers, a learning rate per step, AdamW's settings), ``samples.npz`` (tokens and
+labels) and ``adapter``, a PEFT folder with the initial weights.
+
+Every line on stdout is a JSON object: ``{"event": "step", ...}`` after each optimizer step, with
+the seconds of training in this job so far, and ``{"event": "done", ...}``. Loading and a warm-up on
+two samples are not timed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+IGNORED = -100
+Sample = tuple[torch.Tensor, torch.Tensor]
+"""Token ids and labels of one example, int64 [tokens] each; label -100: not trained."""
+
+
+def main(folder: Path, form: str) -> None:
+    """Train all jobs of ``folder``, each with a freshly loaded base."""
+    run = json.loads((folder / "run.json").read_text())
+    torch.set_num_threads(run["threads"])
+    for name in run["jobs"]:
+        job = json.loads((folder / name / "job.json").read_text())
+        samples = read_samples(folder / name / "samples.npz")
+        torch.manual_seed(job["seed"])  # dropout
+        model = load_model(run, folder / name / "adapter")
+        if form == "trl":
+            train_with_trl(model, job, samples, run)
+        elif form == "sorted":
+            train(model, job, samples, loss_of=sparse_loss, form=form)
+        else:
+            train(model, job, samples, loss_of=plain_loss, form=form)
+        del model
+    say(event="done", peak_rss_mb=peak_rss_mb())
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The examples of a job, without padding."""
+    with np.load(path) as arrays:
+        ends = arrays["offsets"][1:-1]
+        ids = np.split(arrays["input_ids"].astype(np.int64), ends)
+        labels = np.split(arrays["labels"].astype(np.int64), ends)
+    pairs = zip(ids, labels, strict=True)
+    return [(torch.from_numpy(one), torch.from_numpy(label)) for one, label in pairs]
+
+
+def load_model(run: dict[str, Any], adapter: Path) -> Any:
+    """The base with a trainable adapter on it."""
+    dtype = getattr(torch, run["dtype"])
+    base = AutoModelForCausalLM.from_pretrained(
+        run["base"], dtype=dtype, attn_implementation=run["attention"]
+    )
+    base.config.use_cache = False
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    for parameter in trainable(model):
+        # PEFT makes float32 factors; under a float64 base they are to be float64.
+        parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
+    return model
+
+
+def train(
+    model: Any, job: dict[str, Any], samples: list[Sample], *, loss_of: LossOf, form: str
+) -> None:
+    """A plain loop: forward, backward, clip, step."""
+    optimizer = make_optimizer(model, job, fused=form == "sorted")
+    warm_up(model, job, samples, loss_of)
+    batches = job["sorted_batches" if form == "sorted" else "batches"]
+    started = time.perf_counter()
+    for step, (batch, rate) in enumerate(zip(batches, job["learning_rates"], strict=True), 1):
+        loss = loss_of(model, [samples[i] for i in batch], job["pad_token_id"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable(model), job["max_grad_norm"] or math.inf)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+        tokens = sum(len(samples[i][0]) for i in batch)
+        say(event="step", job=job["name"], step=step, loss=loss.item(), tokens=tokens, s=seconds)
+
+
+def plain_loss(model: Any, batch: list[Sample], pad: int) -> torch.Tensor:
+    """Mask, full logits and loss as transformers makes them."""
+    ids, labels = padded(batch, pad)
+    mask = padded([(torch.ones_like(one), one) for one, _ in batch], 0)[0]
+    return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+
+def sparse_loss(model: Any, batch: list[Sample], pad: int) -> torch.Tensor:
+    """The same loss without a mask, from the logits of the columns that hold a label."""
+    ids, labels = padded(batch, pad)
+    ids, labels = ids[:, :-1], labels[:, 1:]
+    columns = (labels != IGNORED).any(dim=0).nonzero().flatten()
+    labels = labels[:, columns]
+    logits = model(input_ids=ids, logits_to_keep=columns).logits
+    trained = labels != IGNORED
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits[trained].to(wide), labels[trained])
+
+
+def padded(batch: list[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[samples, longest] token ids and labels, filled up on the right."""
+    ids, labels = zip(*batch, strict=True)
+    stack = torch.nn.utils.rnn.pad_sequence
+    return stack(ids, True, pad), stack(labels, True, IGNORED)
+
+
+def train_with_trl(
+    model: Any, job: dict[str, Any], samples: list[Sample], run: dict[str, Any]
+) -> None:
+    """TRL's SFTTrainer, set for speed on a CPU without another training.
+
+    * The samples come batched by length, as for ``sorted``.
+    * ``padding_free`` and ``packing`` are off: without FlashAttention, which needs a GPU, they give
+      attention a dense mask over the whole batch.
+    * ``bf16`` (autocast) is off: the base is bfloat16 already, as ``model_init_kwargs`` would load
+      it, and the casts cost more than the adapter's narrower products save.
+    * ``gradient_checkpointing`` is off (TRL's default is on): it runs every forward twice.
+    * No worker process for the data, which is in memory; torch's fused AdamW.
+    """
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    order = [i for batch in job["sorted_batches"] for i in batch]
+    data = Dataset.from_dict(
+        {
+            "input_ids": [samples[i][0].tolist() for i in order],
+            "labels": [samples[i][1].tolist() for i in order],
+        }
+    )
+    counts = [sum(len(samples[i][0]) for i in batch) for batch in job["sorted_batches"]]
+    optimizer = make_optimizer(model, job, fused=True)
+    rates = [rate / job["learning_rate"] for rate in job["learning_rates"]]
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rates[min(step, len(rates) - 1)]
+    )
+
+    class Report(TrainerCallback):
+        """Says what each step did."""
+
+        started = 0.0
+        ended = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ended = time.perf_counter()
+
+        def on_log(self, _: Any, state: Any, *__: Any, logs: dict[str, float], **___: Any) -> None:
+            if "loss" in logs:
+                step = state.global_step
+                say(
+                    event="step",
+                    job=job["name"],
+                    step=step,
+                    loss=logs["loss"],
+                    tokens=counts[step - 1],
+                    s=self.ended - self.started,
+                )
+
+    warm_up(model, job, samples, plain_loss)
+    with tempfile.TemporaryDirectory() as output:
+        arguments = SFTConfig(
+            output_dir=output,
+            use_cpu=True,
+            bf16=False,
+            max_length=None,
+            packing=False,
+            padding_free=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=max(map(len, job["sorted_batches"])),
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+            max_grad_norm=job["max_grad_norm"] or 0.0,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=job["seed"] % 2**32,
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data,
+            processing_class=AutoTokenizer.from_pretrained(run["base"]),
+            optimizers=(optimizer, schedule),
+            callbacks=[Report()],
+        )
+        trainer.train()
+
+
+LossOf = Callable[[Any, list[Sample], int], torch.Tensor]
+
+
+def warm_up(model: Any, job: dict[str, Any], samples: list[Sample], loss_of: LossOf) -> None:
+    """A forward and backward on two samples, thrown away."""
+    first = list(itertools.chain(*job["batches"]))[:2]
+    model.eval()  # without dropout: random numbers would be drawn
+    loss_of(model, [samples[i] for i in first], job["pad_token_id"]).backward()
+    model.zero_grad()
+    model.train()
+
+
+def make_optimizer(model: Any, job: dict[str, Any], *, fused: bool) -> torch.optim.AdamW:
+    """AdamW over the adapter."""
+    return torch.optim.AdamW(
+        trainable(model),
+        lr=job["learning_rate"],
+        betas=(job["adam_beta1"], job["adam_beta2"]),
+        eps=job["adam_epsilon"],
+        weight_decay=job["weight_decay"],
+        fused=fused,
+    )
+
+
+def trainable(model: Any) -> list[torch.Tensor]:
+    """The adapter's weights."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def peak_rss_mb() -> float | None:
+    """Most memory this process held, in MB of 10^6 bytes; None where Linux does not tell."""
+    status = Path("/proc/self/status")
+    lines: Iterable[str] = status.read_text().splitlines() if status.exists() else ()
+    peaks = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")]
+    return peaks[0] if peaks else None
+
+
+def say(**values: Any) -> None:
+    """One line of JSON for the bench."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,82 @@
+"""Our side of ``lorafusion bench train``: ``python -m lorafusion.bench.ours FOLDER``.
+
+Trains the jobs of ``FOLDER/spec.json`` together, as ``lorafusion train`` does, with metrics,
+checkpoints and exported adapters, and says on stdout what ``baseline.py`` says there. The seconds
+of a step run from the moment when all jobs are ready to train, so planning and every file written
+in between count.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lorafusion.bench.inputs import SPEC_FILE, warm_up_spec
+from lorafusion.data.dataset import DatasetReport
+from lorafusion.errors import LorafusionError
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.launch.local import StopRequest, run_local
+from lorafusion.training.events import Events
+from lorafusion.training.job import StepResult
+from lorafusion.training.run import peak_rss_mb
+
+
+class Report(Events):
+    """Says what each step did."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def ready(self, name: str, report: DatasetReport, *, done: int, total_steps: int) -> None:
+        """Called for each job; training begins after the last."""
+        self._started = time.perf_counter()
+
+    def step(self, name: str, result: StepResult, *, tokens_per_s: float) -> None:
+        """One line."""
+        _say(
+            event="step",
+            job=name,
+            step=result.step,
+            loss=result.loss,
+            tokens=result.tokens,
+            s=time.perf_counter() - self._started,
+        )
+
+
+def main(folder: Path) -> int:
+    """Warm up, train, and return the exit code."""
+    spec = RunSpec.model_validate_json((folder / SPEC_FILE).read_text())
+    reasons: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="lorafusion-bench-") as output:
+        for name, part, events in (
+            ("warm-up", warm_up_spec(spec), Events()),
+            ("run", spec, Report()),
+        ):
+            try:
+                result = run_local(
+                    part, output=Path(output, name), events=events, stop=StopRequest()
+                )
+            except LorafusionError as error:
+                reasons.append(str(error))
+                break
+            reasons += [f"{job.name}: {job.reason}" for job in result.jobs if job.reason]
+            gc.collect()  # the base of the warm-up
+    for reason in reasons:
+        sys.stderr.write(reason + "\n")
+    if not reasons:
+        _say(event="done", peak_rss_mb=peak_rss_mb())
+    return 1 if reasons else 0
+
+
+def _say(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
