@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ class Workplace:
         linears: All linears of the base, the head among them, for the exported adapters.
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
+        should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
     """
 
     executor: Executor
@@ -41,6 +42,7 @@ class Workplace:
     linears: Sequence[str]
     events: Events
     should_stop: Callable[[], str | None]
+    should_stop_job: Callable[[str], str | None]
 
 
 @dataclass
@@ -79,11 +81,12 @@ class TrainingLoop:
         self.clock = Clock()
         self.results: dict[str, JobResult] = {}
 
-    def run(self) -> None:
-        """Train until every job has ended or a stop is asked for."""
+    def run(self) -> Generator[None]:
+        """Train until every job has ended or a stop is asked for; pauses after each place."""
         queues = [job.queue(window=WINDOW) for job in self._jobs.values()]
         for job in [self._jobs[queue.name] for queue in queues if queue.empty]:
             self._succeed(job)  # resumed from its last step
+        self._pause_where_asked(list(self._jobs))
         while self._jobs and not self._place.should_stop():
             queues = [
                 self._jobs[queue.name].refill(queue, window=WINDOW)
@@ -92,17 +95,18 @@ class TrainingLoop:
             ]
             plan = plan_window(queues, capacity=self._place.capacity, max_places=WINDOW)
             verify_plan(plan, queues)
-            queues = list(advance(queues, self._run_window(plan)))
+            queues = list(advance(queues, (yield from self._run_window(plan))))
         for job in list(self._jobs.values()):
             self._pause(job, self._place.should_stop() or "")
 
-    def _run_window(self, plan: Plan) -> Plan:
-        """Run ``plan`` until a job fails or a stop is asked for; returns the part that ran."""
+    def _run_window(self, plan: Plan) -> Generator[None, None, Plan]:
+        """Run ``plan`` until a job leaves or a stop is asked for; returns the part that ran."""
         for index, place in enumerate(plan.places):
             jobs = {segment.job for segment in place.segments}
             if not jobs <= self._jobs.keys() or self._place.should_stop():
                 return replace(plan, places=plan.places[:index])
             self._run_place(place)
+            yield
         return plan
 
     def _run_place(self, place: Place) -> None:
@@ -120,6 +124,13 @@ class TrainingLoop:
         for job in [self._jobs[name] for name, _ in place.completes if name in self._jobs]:
             if job.finished:
                 self._succeed(job)
+        self._pause_where_asked([name for name, _ in place.completes])
+
+    def _pause_where_asked(self, names: Sequence[str]) -> None:
+        for name in names:
+            reason = self._place.should_stop_job(name)
+            if reason and name in self._jobs:
+                self._pause(self._jobs[name], reason)
 
     def _finish_steps(self, place: Place) -> list[tuple[TrainingJob, StepResult]]:
         results: list[tuple[TrainingJob, StepResult]] = []
@@ -191,6 +202,8 @@ class TrainingLoop:
         self._finish(job, job_result(job, state, reason=reason, adapter=adapter))
 
     def _finish(self, job: TrainingJob, result: JobResult) -> None:
+        folder = str(self._outputs[job.name].folder)
+        result = replace(result, folder=folder, tokens_per_s=self.clock.rate(job.name))
         del self._jobs[job.name]
         self.results[job.name] = result
         self._place.events.ended(result)

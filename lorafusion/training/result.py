@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from lorafusion.training.metrics import read_metrics
+from lorafusion.training.records import Record, parse_record
 
 JobState = Literal["running", "succeeded", "failed", "paused"]
 
@@ -43,6 +47,8 @@ class JobResult:
         eval_after: The newest such loss after training began.
         adapter_dir: The PEFT folder. None for a failed job: it is never exported.
         tokens: Tokens of the training samples seen.
+        tokens_per_s: Tokens that this process trained on, over the seconds that all jobs trained.
+        folder: Where its metrics, checkpoints and adapter are.
         generation: What the adapter changed, where that was asked for and a row is held out.
     """
 
@@ -57,7 +63,19 @@ class JobResult:
     eval_after: float | None = None
     adapter_dir: str | None = None
     tokens: int = 0
+    tokens_per_s: float = 0.0
+    folder: str | None = None
     generation: Generation | None = None
+
+    def metrics(self) -> list[Record]:
+        """Every step and evaluation that was logged, those before an interruption included.
+
+        Raises:
+            OutputError: ``metrics.jsonl`` holds a line that is no record.
+        """
+        if self.folder is None:
+            return []
+        return [parse_record(self.name, line) for line in read_metrics(Path(self.folder))]
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,18 @@ class RunResult:
     wall_s: float
     peak_rss_mb: float
     base_sha256: str
+
+    def __getitem__(self, name: str) -> JobResult:
+        """The result of the job of that name."""
+        for job in self.jobs:
+            if job.name == name:
+                return job
+        raise KeyError(f"no job {name!r}; there are {', '.join(job.name for job in self.jobs)}")
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every job did all of its steps."""
+        return all(job.state == "succeeded" for job in self.jobs)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a number that is not finite is None."""

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ class RunOptions:
         overwrite: Remove an earlier run's results first.
         threads: CPU threads in use, part of what bits depend on.
         should_stop: Asked between microbatches; a reason means stop.
+        should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
         generations: Let the base and each finished adapter answer one held-out prompt.
     """
 
@@ -60,13 +61,15 @@ class RunOptions:
     overwrite: bool
     threads: int
     should_stop: Callable[[], str | None]
+    should_stop_job: Callable[[str], str | None]
     generations: bool = False
 
 
-def train(spec: RunSpec, options: RunOptions, events: Events) -> RunResult:
-    """Train all jobs of ``spec`` at once.
+def train(spec: RunSpec, options: RunOptions, events: Events) -> Generator[None, None, RunResult]:
+    """Train all jobs of ``spec`` at once, step by step: a generator that returns the result.
 
-    A job that cannot be trained fails alone, and its result says why.
+    It yields after each microbatch, when all that ``events`` was told of is done. A job that cannot
+    be trained fails alone, and its result says why.
 
     Raises:
         OutputError: An output folder cannot be used.
@@ -83,7 +86,7 @@ def train(spec: RunSpec, options: RunOptions, events: Events) -> RunResult:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
             run = _Run(spec, options, events, base, writers)
             run.prepare()
-            result = run.train(started)
+            result = yield from run.train(started)
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
         write_text_atomic(options.output / RESULT_FILE, text + "\n")
     return result
@@ -126,10 +129,12 @@ class _Run:
             try:
                 self._prepare_job(spec)
             except (DataError, AdapterError, ModelError, OutputError, CheckpointError) as error:
-                self._failed[spec.name] = JobResult(spec.name, "failed", reason=str(error))
+                folder = str(job_folder(spec, self._options.output))
+                failed = JobResult(spec.name, "failed", reason=str(error), folder=folder)
+                self._failed[spec.name] = failed
                 self._events.ended(self._failed[spec.name])
 
-    def train(self, started: float) -> RunResult:
+    def train(self, started: float) -> Generator[None, None, RunResult]:
         """Run the loop and gather the results."""
         loop = TrainingLoop(
             self._workplace(),
@@ -137,7 +142,7 @@ class _Run:
             self._outputs,
             on_removed=self._leave,
         )
-        loop.run()
+        yield from loop.run()
         self._report_held(loop)
         after = self._base.fingerprint()
         assert after == self._hash, "the base's weights changed during the run"
@@ -174,6 +179,7 @@ class _Run:
             linears=(*self._bank.linears, "lm_head"),
             events=self._events,
             should_stop=self._options.should_stop,
+            should_stop_job=self._options.should_stop_job,
         )
 
     def _prepare_job(self, spec: JobSpec) -> None:
