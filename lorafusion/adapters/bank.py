@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from lorafusion.adapters.registry import METHODS, AdapterConfig, ModuleAdapter
-from lorafusion.adapters.targets import match_targets, module_names
+from lorafusion.adapters.targets import ModuleNames, match_targets, module_names
 from lorafusion.errors import AdapterError
 from lorafusion.kernels.binding import bound_layout
 from lorafusion.kernels.hashing import module_key
@@ -21,11 +22,16 @@ from lorafusion.kernels.layout import FusedForm, ModuleAdapters
 from lorafusion.kernels.lora_linear import lora_linear
 
 
+def weight_NK(linear: Any) -> torch.Tensor:
+    """The weight [out, in] of an ``nn.Linear``, or of a ``Conv1D``, which stores [in, out]."""
+    return linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
+
+
 class AdaptedLinear(nn.Module):
     """A linear of the base that also runs the bound microbatch's adapters."""
 
-    def __init__(self, base: nn.Linear, name: str) -> None:
-        """``name`` is the linear's full name in the base."""
+    def __init__(self, base: Any, name: str) -> None:
+        """``base`` is an ``nn.Linear`` or a ``Conv1D``, ``name`` its full name in the base."""
         super().__init__()
         self.base = base
         self.name = name
@@ -36,7 +42,7 @@ class AdaptedLinear(nn.Module):
         adapters = layout.modules.get(self.name) if layout is not None else None
         if layout is None or adapters is None:
             return self.base(x)
-        return lora_linear(x, self.base.weight, self.base.bias, layout, adapters)
+        return lora_linear(x, weight_NK(self.base), self.base.bias, layout, adapters)
 
 
 @dataclass(frozen=True)
@@ -82,17 +88,33 @@ class AdapterBank:
         """``model`` keeps its weights; targeted linears get a wrapper around them."""
         self._model = model
         self._names = module_names(model)
-        self._linears: dict[str, nn.Linear] = {}
-        for name in self._names.linears:
-            linear = model.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
-            self._linears[name] = linear
+        self._linears = {name: model.get_submodule(name) for name in self._names.linears}
         self._residents: dict[int, ResidentAdapter] = {}
 
     @property
     def linears(self) -> tuple[str, ...]:
         """Full names of all linears that may be adapted."""
         return self._names.linears
+
+    @property
+    def linears_and_head(self) -> tuple[str, ...]:
+        """Full names of all linears, which an exported list of targets must tell apart."""
+        return (*self._names.linears, *([self._names.head] if self._names.head else []))
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether the base stores weights as [in, out], which PEFT's folders have to say."""
+        return any(not isinstance(linear, nn.Linear) for linear in self._linears.values())
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of a linear."""
+        out_features, in_features = weight_NK(self._linears[name]).shape
+        return out_features, in_features
+
+    @property
+    def names(self) -> ModuleNames:
+        """The base's modules, as they were before any was wrapped."""
+        return self._names
 
     def match(self, target_modules: str | tuple[str, ...]) -> tuple[str, ...]:
         """Full names that ``target_modules`` selects, see :func:`match_targets`."""
@@ -103,7 +125,7 @@ class AdapterBank:
         slot = next(slot for slot in range(len(self._residents) + 1) if slot not in self._residents)
         build = METHODS[config.type].build
         modules = {
-            name: build(config, self._linears[name].weight, name=name, seed=seed)
+            name: build(config, weight_NK(self._linears[name]), name=name, seed=seed)
             for name in targets
         }
         for name in modules:

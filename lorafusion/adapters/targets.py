@@ -18,19 +18,39 @@ class ModuleNames(NamedTuple):
     """Full names in the model's order, taken before any linear is wrapped."""
 
     linears: tuple[str, ...]
-    """The linears that may be adapted: all but the head."""
+    """The linears that may be adapted: ``nn.Linear`` and ``Conv1D``, all but the head."""
     everything: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    """[out, in] of each of ``linears``."""
+    head: str = ""
+    """The output head, if there is one."""
+    stacked: tuple[str, ...] = ()
+    """Parameters that hold the matrices of all experts of a layer in one tensor."""
 
 
 def module_names(model: nn.Module) -> ModuleNames:
     """The names of an unwrapped model."""
     from torch import nn
     from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     modules = dict(model.named_modules())
-    linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head]
-    return ModuleNames(tuple(linears), tuple(modules))
+    linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return ModuleNames(
+        linears=tuple(linears),
+        everything=tuple(modules),
+        shapes=tuple(_out_in(modules[name]) for name in linears),
+        head=next((name for name, module in modules.items() if module is head), ""),
+        stacked=tuple(name for name, tensor in model.named_parameters() if tensor.ndim == 3),
+    )
+
+
+def _out_in(linear: nn.Module) -> tuple[int, int]:
+    from torch import nn
+
+    rows, columns = linear.weight.shape
+    return (rows, columns) if isinstance(linear, nn.Linear) else (columns, rows)
 
 
 def match_targets(names: ModuleNames, target_modules: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -50,6 +70,7 @@ def match_targets(names: ModuleNames, target_modules: str | tuple[str, ...]) -> 
     selected: set[str] = set()
     for entry in entries:
         matches = [name for name in names.everything if _hits(entry, name, whole_regex)]
+        _refuse_experts(entry, names, matches, whole_regex)
         if not matches:
             raise AdapterError(
                 f"target_modules: {entry!r} matches no module of the base; allowed: all-linear, a "
@@ -64,6 +85,18 @@ def match_targets(names: ModuleNames, target_modules: str | tuple[str, ...]) -> 
             )
         selected.update(matches)
     return tuple(name for name in linears if name in selected)
+
+
+def _refuse_experts(entry: str, names: ModuleNames, matches: list[str], whole_regex: bool) -> None:
+    """Refuse a target that is, or would only be, a part of stacked experts."""
+    for name in names.stacked:
+        owner = name.rpartition(".")[0]
+        if owner in matches or (not matches and _hits(entry, name, whole_regex)):
+            raise AdapterError(
+                f"target_modules: {entry!r} selects experts ({name}), whose matrices are stacked "
+                "in one tensor and no linear layers, so that they cannot have LoRA here; allowed: "
+                f"{_ends(names.linears)}."
+            )
 
 
 def _hits(entry: str, name: str, whole_regex: bool) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 from lorafusion.kernels.binding import bind_layout
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters, Segment
-from lorafusion.models import attention
 from lorafusion.models.load import Base
 
 
@@ -66,7 +65,7 @@ def _routed(base: Base, slot: int, modules: Mapping[str, ModuleAdapters]) -> Gen
         with bind_layout(AdapterLayout.build([rows], modules, training=False)):
             return original(input_ids=input_ids, **options)
 
-    model.set_attn_implementation("sdpa" if implementation == attention.NAME else implementation)
+    model.set_attn_implementation(base.attention)
     model.forward = forward
     try:
         yield

@@ -16,14 +16,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lorafusion.errors import ModelError
+from lorafusion.models.refusals import check_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
-# Their frequencies depend on the longest position of the whole microbatch, so on the neighbours.
-_UNPACKABLE_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,8 @@ class Base:
     name: str
     model: PreTrainedModel
     tensors: dict[str, torch.Tensor]
+    attention: str
+    """What transformers chose for the model's own forward, such as ``sdpa``."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,25 +52,13 @@ def check_base(base_model: str) -> PreTrainedConfig:
     """Read the config of ``base_model`` (a folder or a hub id).
 
     Raises:
-        ModelError: There is no such model, or it is not a causal LM that can be packed.
+        ModelError: There is no such model, or it is none that can be packed, see
+            :mod:`lorafusion.models.refusals`.
     """
     from transformers import AutoConfig
 
     config = _from_pretrained(AutoConfig, base_model)
-    architectures: list[str] = getattr(config, "architectures", None) or []
-    if not any(name.endswith(_CAUSAL_ENDINGS) for name in architectures):
-        raise ModelError(
-            f"base_model {base_model!r} is no causal LM: its config names {architectures or 'no'} "
-            f"architectures; allowed: one that ends in {' or '.join(_CAUSAL_ENDINGS)}. "
-            "Choose a text generation model."
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _UNPACKABLE_ROPE:
-        raise ModelError(
-            f"base_model {base_model!r} uses {rope['rope_type']} rotary positions, whose "
-            "frequencies depend on the longest sample of a microbatch, so jobs would change each "
-            "other's results; allowed: default, linear, llama3, yarn. Choose another base."
-        )
+    check_config(config, base_model)
     return config
 
 
@@ -107,7 +95,8 @@ def load_base(base_model: str, dtype: str) -> Base:
         )
     model.eval().requires_grad_(False)
     model.config.use_cache = False
-    return Base(base_model, model, dict(model.named_parameters()))
+    attention: str = model.config._attn_implementation
+    return Base(base_model, model, dict(model.named_parameters()), attention)
 
 
 def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:
@@ -118,7 +107,7 @@ def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:
             "of a Hugging Face model, or a hub id. `lorafusion fetch demo` fetches the demo's."
         )
     try:
-        return auto_class.from_pretrained(base_model, **options)
+        return auto_class.from_pretrained(base_model, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from lorafusion.adapters.bank import AdapterBank
-from lorafusion.models.loss import weighted_cross_entropy
 from lorafusion.models.stage import Stage
 from lorafusion.planner.plan import Place
 from lorafusion.training.job import TrainingJob
@@ -37,11 +36,8 @@ class Executor:
 
     def _run(self, microbatch: Microbatch) -> torch.Tensor:
         hidden_TD = self._stage(microbatch.tokens_T, microbatch.layout)
-        total, loss_L = weighted_cross_entropy(
-            hidden_TD[microbatch.labelled_L],
-            self._stage.head.weight,
-            microbatch.targets_L,
-            microbatch.weights_L.to(torch.promote_types(hidden_TD.dtype, torch.float32)),
+        total, loss_L = self._stage.loss(
+            hidden_TD[microbatch.labelled_L], microbatch.targets_L, microbatch.weights_L
         )
         if total.requires_grad:
             total.backward()

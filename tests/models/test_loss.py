@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lorafusion.models.head import Head
 from lorafusion.models.loss import CHUNK_ROWS, weighted_cross_entropy
 
 D, V = 12, 50
@@ -28,7 +29,7 @@ def case(rows: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, .
 )
 def test_equals_torch(rows: int) -> None:
     hidden, head, targets, weights = case(rows)
-    total, each = weighted_cross_entropy(hidden, head, targets, weights)
+    total, each = weighted_cross_entropy(hidden, Head(head), targets, weights)
     (3 * total).backward()
     ours = hidden.grad
     hidden.grad = None
@@ -43,13 +44,13 @@ def test_equals_torch(rows: int) -> None:
 def test_gradcheck() -> None:
     hidden, head, targets, weights = case(5)
     assert torch.autograd.gradcheck(
-        lambda h: weighted_cross_entropy(h, head, targets, weights)[0], hidden
+        lambda h: weighted_cross_entropy(h, Head(head), targets, weights)[0], hidden
     )
 
 
 def test_no_rows() -> None:
     hidden, head, targets, weights = case(0)
-    total, each = weighted_cross_entropy(hidden, head, targets, weights)
+    total, each = weighted_cross_entropy(hidden, Head(head), targets, weights)
     total.backward()
     assert total.item() == 0.0
     assert each.shape == (0,)
@@ -59,7 +60,7 @@ def test_no_rows() -> None:
 
 def test_bfloat16_sums_in_float32() -> None:
     hidden, head, targets, weights = case(200, torch.bfloat16)
-    total, each = weighted_cross_entropy(hidden, head, targets, weights)
+    total, each = weighted_cross_entropy(hidden, Head(head), targets, weights)
     total.backward()
     assert (total.dtype, each.dtype, hidden.grad.dtype) == (
         torch.float32,
@@ -76,7 +77,7 @@ def test_bfloat16_sums_in_float32() -> None:
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, head, targets, weights = case(4)
-    total, _ = weighted_cross_entropy(hidden * 1e4, head, targets, weights)
+    total, _ = weighted_cross_entropy(hidden * 1e4, Head(head), targets, weights)
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(hidden.grad).all()
@@ -86,7 +87,7 @@ def test_the_head_gets_no_gradient_and_a_row_may_weigh_nothing() -> None:
     hidden, head, targets, weights = case(3)
     head.requires_grad_()
     weights[1] = 0
-    weighted_cross_entropy(hidden, head, targets, weights)[0].backward()
+    weighted_cross_entropy(hidden, Head(head), targets, weights)[0].backward()
     assert head.grad is None
     assert hidden.grad[1].abs().max() == 0
     assert hidden.grad[0].abs().max() > 0
@@ -95,5 +96,5 @@ def test_the_head_gets_no_gradient_and_a_row_may_weigh_nothing() -> None:
 def test_without_gradient_none_is_made() -> None:
     hidden, head, targets, weights = case(3)
     with torch.no_grad():
-        total, _ = weighted_cross_entropy(hidden, head, targets, weights)
+        total, _ = weighted_cross_entropy(hidden, Head(head), targets, weights)
     assert not total.requires_grad

@@ -1,0 +1,105 @@
+"""Compares a stage with the model that it was cut from, when it is built.
+
+What no rule of ours knows (a scale between the layers, another head, a neighbour that leaks into a
+sample) shows here, and is refused instead of being trained wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lorafusion.errors import ModelError
+from lorafusion.models.head import Head
+from lorafusion.models.load import Base
+
+# Relative error of the logits. Wrong wiring shows as errors near 1. In float64 too, transformers'
+# norms and eager softmax are float32.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+_LENGTHS = (13, 5, 8)
+_WINDOW = 4
+
+Packed = Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+@torch.no_grad()
+def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
+    """Packed samples must give the logits that the model's own forward gives each alone.
+
+    Sliding windows are made shorter than the samples for the length of the check, so that they
+    bind, whatever they are in the base.
+
+    Args:
+        base: Its model's attention is put back to its own meanwhile.
+        packed: Samples -> their final hidden states [T, D], one after the other.
+        head: From these to logits.
+        name: Of the packed attention.
+
+    Raises:
+        ModelError: The logits differ.
+    """
+    samples = _samples(head.weight_VD.shape[0], head.weight_VD.device)
+    with _short_windows(base.model):
+        base.model.set_attn_implementation(base.attention)
+        states, expected = _alone(base.model, samples)
+        base.model.set_attn_implementation(name)
+        hidden = packed(samples)
+    tolerance = _TOLERANCE[base.dtype]
+    error = _error(head.logits(states), expected)
+    if not error <= tolerance:
+        raise _unfit(base, error, "makes other logits of its final hidden state than its config")
+    error = _error(head.logits(hidden), expected)
+    if not error <= tolerance:
+        raise _unfit(base, error, "gives other logits when its layers are called one by one")
+
+
+def _samples(vocabulary: int, device: torch.device) -> list[torch.Tensor]:
+    rows = torch.arange(sum(_LENGTHS), device=device)
+    # A prime step spreads the tokens over the vocabulary; the first ones are often special.
+    return list(((rows * 7919 + 3) % vocabulary).split(_LENGTHS))
+
+
+def _alone(model: Any, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model's own head takes and what the model returns, each sample by itself."""
+    states: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _module, args: states.append(args[0][0])
+    )
+    try:
+        logits = [model(input_ids=s[None], use_cache=False).logits[0] for s in samples]
+    finally:
+        hook.remove()
+    return torch.cat(states), torch.cat(logits)
+
+
+@contextmanager
+def _short_windows(model: Any) -> Generator[None]:
+    """Set every sliding window, in configs and layers, to a few rows."""
+    owners: dict[int, Any] = {}
+    for owner in (model, *model.modules()):
+        for holder in (owner, getattr(owner, "config", None)):
+            if isinstance(getattr(holder, "sliding_window", None), int):
+                owners[id(holder)] = holder
+    before = [(owner, owner.sliding_window) for owner in owners.values()]
+    try:
+        for owner, window in before:
+            owner.sliding_window = min(window, _WINDOW)
+        yield
+    finally:
+        for owner, window in before:
+            owner.sliding_window = window
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def _unfit(base: Base, error: float, what: str) -> ModelError:
+    return ModelError(
+        f"base_model {base.name!r} ({type(base.model).__name__}) {what} "
+        f"(relative error {error:.2g}): it does something that stages do not know. Choose one of "
+        "docs/models.md."
+    )

@@ -1,0 +1,157 @@
+"""A decoder of transformers taken apart: what it does before its layers, the layers, what follows.
+
+How a family embeds (scales, learned positions), what it passes to each of its layers (rotary
+positions, one set for all or one per type of layer), and which norm comes last, is learned from the
+decoder's own forward: it runs with recorders in place of the layers, which note how they are called
+and return what they are given. No family is named here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lorafusion.errors import ModelError
+
+
+class LayerCall(NamedTuple):
+    """How the decoder calls one of its layers, apart from the hidden state."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Opening(NamedTuple):
+    """What comes before the first layer."""
+
+    hidden: torch.Tensor
+    """[1, T, D], what the first layer takes."""
+    calls: list[LayerCall]
+    """For every layer of the decoder, whichever of them a stage holds."""
+
+
+class Decoder:
+    """The decoder of a causal LM: :meth:`open`, then the layers one by one, then :meth:`close`."""
+
+    def __init__(self, decoder: nn.Module, layers: int) -> None:
+        """Learn the parts, with packed attention already chosen.
+
+        Args:
+            decoder: A model of transformers without its head.
+            layers: How many it has, by its config.
+
+        Raises:
+            ModelError: It has no such list of layers, makes masks of its own, or does something
+                between its layers.
+        """
+        self._decoder = decoder
+        self._name = self._find_layers(layers)
+        self._tail = self._find_tail()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers, in order."""
+        return getattr(self._decoder, self._name)
+
+    def open(self, tokens_T: torch.Tensor, positions_T: torch.Tensor) -> Opening:
+        """Embed, and prepare every layer's arguments, without running a layer.
+
+        Args:
+            tokens_T: int64 [T].
+            positions_T: int64 [T], each row's position in its sample.
+        """
+        recorders, _ = self._record(tokens_T, positions_T, [])
+        return Opening(recorders[0].hidden, [recorder.call for recorder in recorders])
+
+    def close(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[1, T, D] after the last layer -> what the head takes, by the final norm."""
+        for name in self._tail:
+            hidden = getattr(self._decoder, name)(hidden)
+        return hidden
+
+    def _record(
+        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, called: list[str]
+    ) -> tuple[list[_Recorder], torch.Tensor]:
+        """The recorders after one run, and what the decoder made of the last one's output."""
+        recorders = [_Recorder(layer, self._name, called) for layer in self.layers]
+        # A shallow copy that shares every other module: the decoder itself is not touched. Made
+        # anew each time, since modules beside the layers may have been wrapped in the meantime.
+        shell = copy.copy(self._decoder)
+        shell._modules = {**self._decoder._modules, self._name: nn.ModuleList(recorders)}
+        output = shell(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False)
+        return recorders, output.last_hidden_state
+
+    def _find_layers(self, count: int) -> str:
+        lists = [
+            name
+            for name, module in self._decoder.named_children()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        if len(lists) != 1:
+            raise self._unfit(f"has {len(lists)} lists of {count} layers instead of one")
+        return lists[0]
+
+    @torch.no_grad()
+    def _find_tail(self) -> tuple[str, ...]:
+        """Names of the modules that the decoder calls after its last layer."""
+        called: list[str] = []
+        hooks = [
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+            for name, module in self._decoder.named_children()
+            if name != self._name
+        ]
+        device = next(self._decoder.parameters()).device
+        positions = torch.arange(2, device=device)
+        try:
+            recorders, output = self._record(torch.zeros_like(positions), positions, called)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        hidden = recorders[0].hidden
+        if any(not torch.equal(recorder.hidden, hidden) for recorder in recorders):
+            raise self._unfit("changes the hidden state between its layers")
+        if any(_tensor_mask(recorder.call) for recorder in recorders):
+            raise self._unfit("makes attention masks of its own")
+        last = len(called) - called[::-1].index(self._name)
+        self._tail = tuple(called[last:])
+        if not torch.equal(self.close(hidden), output):
+            raise self._unfit("does more after its last layer than call modules")
+        return self._tail
+
+    def _unfit(self, what: str) -> ModelError:
+        return ModelError(
+            f"{type(self._decoder).__name__} {what}, so its layers cannot be called one by one; "
+            "allowed: decoders that pass one hidden state from layer to layer, such as those of "
+            "docs/models.md. Choose another base."
+        )
+
+
+class _Recorder(nn.Module):
+    """Stands in a layer's place: notes how it is called, and gives back the hidden state."""
+
+    hidden: torch.Tensor
+    call: LayerCall
+
+    def __init__(self, layer: nn.Module, name: str, called: list[str]) -> None:
+        super().__init__()
+        self._layer = [layer]  # in a list: not a module of this one
+        self._name = name
+        self._called = called
+
+    def __getattr__(self, name: str) -> Any:
+        # Some decoders ask their layers for a setting, such as the type of attention.
+        return getattr(self._layer[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._called.append(self._name)
+        hidden, *rest = args if args else (kwargs.pop("hidden_states"),)
+        self.hidden = hidden
+        self.call = LayerCall(tuple(rest), kwargs)
+        return hidden
+
+
+def _tensor_mask(call: LayerCall) -> bool:
+    return isinstance(call.kwargs.get("attention_mask"), torch.Tensor)
