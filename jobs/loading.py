@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from lorafusion.errors import JobFileError, Problem
 from lorafusion.jobs.checks import check_run
 from lorafusion.jobs.describe import Fields, run_schema
+from lorafusion.jobs.normalise import normalise
 from lorafusion.jobs.problems import JOB, Translator, show
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.jobs.spellings import REFUSED
+from lorafusion.jobs.whole_files import foreign_file
 from lorafusion.jobs.yaml_tree import MAX_BYTES, Node, TreeError, parse
 
 
@@ -26,12 +28,24 @@ class RunFile:
         tree: Its content, with the defaults merged into the jobs.
         spec: What it says; None if there are problems.
         problems: All that is wrong with the file itself, in the order of lines.
+        notes: Which fields of other tools were taken as which of ours.
     """
 
     file: str
     tree: Node
     spec: RunSpec | None
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+
+    def valid(self) -> RunSpec:
+        """What the file says.
+
+        Raises:
+            JobFileError: With every problem in it.
+        """
+        if self.spec is None:
+            raise JobFileError(self.problems)
+        return self.spec
 
     def problem(
         self, path: tuple[str | int, ...], *, found: str, allowed: str, fix: str
@@ -55,10 +69,7 @@ def load_run_file(path: Path) -> RunSpec:
     Raises:
         JobFileError: With every problem in the file.
     """
-    run = read_run_file(path)
-    if run.spec is None:
-        raise JobFileError(run.problems)
-    return run.spec
+    return read_run_file(path).valid()
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -68,9 +79,14 @@ def read_run_file(path: Path) -> RunFile:
         JobFileError: Nothing can be made of the file.
     """
     file = str(path)
-    root, unreadable = _read_tree(path, file)
+    written, unreadable = _read_tree(path, file)
+    foreign = foreign_file(written, file)
+    if foreign is not None:
+        raise JobFileError(_sorted_once([*unreadable, foreign]))
+    normal = normalise(written, file)
+    root = normal.tree
     merged = _merged(root)
-    problems = _check_defaults(root, file) + check_run(merged, file)
+    problems = normal.problems + _check_defaults(root, file) + check_run(merged, file)
     spec = None
     try:
         spec = RunSpec.model_validate(merged.plain(), strict=True)
@@ -80,7 +96,7 @@ def read_run_file(path: Path) -> RunFile:
     places = {(problem.line, problem.where) for problem in unreadable}
     problems = [p for p in problems if (p.line, p.where) not in places]
     found = _sorted_once(unreadable + problems)
-    return RunFile(file, merged, None if found else spec, found)
+    return RunFile(file, merged, None if found else spec, found, normal.notes)
 
 
 def _read_tree(path: Path, file: str) -> tuple[Node, list[Problem]]:

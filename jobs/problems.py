@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from lorafusion.errors import Problem
+from lorafusion.jobs import aliases
 from lorafusion.jobs.describe import Fields
 from lorafusion.jobs.fixes import Path, fix_for
-from lorafusion.jobs.spellings import ADVICE, FOREIGN, REFUSED
+from lorafusion.jobs.spellings import ADVICE, HINTS, REFUSED
 from lorafusion.jobs.yaml_tree import Node, join
 
 JOB: Path = ("jobs", 0)
@@ -101,9 +102,12 @@ class Translator:
         home = next((place for place in places if key in self.fields.names(place)), None)
         if home is not None and key not in names:
             return f"`{key}` belongs {_under(home)}."
-        if key in FOREIGN:
-            *parents, name = FOREIGN[key].lstrip("/").split(".")
-            home = () if FOREIGN[key].startswith("/") else (*JOB, *parents)
+        for table, home in ((aliases.TOP, ()), (aliases.JOB, JOB)):
+            if key in table:
+                return f"`{key}` belongs {_under(home)}."
+        if key in HINTS:
+            *parents, name = HINTS[key].split(".")
+            home = (*JOB, *parents)
             return f"It is called `{name}` {'here' if home == path else _under(home)}."
         close = difflib.get_close_matches(key, names, n=1)
         return f"Did you mean `{close[0]}`?" if close else "Remove it."

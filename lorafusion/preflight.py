@@ -69,7 +69,7 @@ def check_run_file(run: RunFile) -> Preflight:
     # What several jobs take from the defaults points at the same line: once is enough.
     problems = dict.fromkeys((*run.problems, *check.problems))
     by_line = sorted(problems, key=lambda problem: problem.line)
-    return Preflight(tuple(by_line), tuple(check.notes), jobs)
+    return Preflight(tuple(by_line), (*run.notes, *check.notes), jobs)
 
 
 class _Check:

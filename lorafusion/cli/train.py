@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorafusion.cli.quiet import quiet_transformers
-from lorafusion.jobs.loading import load_run_file
+from lorafusion.jobs.loading import read_run_file
 from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def command(
     """
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other: give one of them.")
-    spec = load_run_file(file)
+    run = read_run_file(file)
+    for note in run.notes:
+        typer.echo(f"note: {note}", err=as_json)
+    spec = run.valid()
     folder = output or Path(spec.output_dir or Path("runs", file.stem))
     prepare_environment()
     # Importing torch and transformers takes seconds: not before the file is known to be good.

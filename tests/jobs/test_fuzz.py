@@ -11,14 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorafusion.errors import JobFileError
+from lorafusion.jobs.aliases import FOREIGN_MAPPINGS, JOB, TOP
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import RunSpec
-from lorafusion.jobs.spellings import FOREIGN, REFUSED
+from lorafusion.jobs.settings import SETTINGS
+from lorafusion.jobs.spellings import HINTS, REFUSED
 
 FIELDS = """base_model dtype capacity output_dir defaults jobs name dataset path type adapter r
 lora_alpha target_modules eval val_size every warmup_steps warmup_ratio max_seq_len seed
 learning_rate <<""".split()
-KEYS = st.one_of(st.sampled_from([*FIELDS, *FOREIGN, *REFUSED]), st.text(max_size=3))
+KEYS = st.one_of(
+    st.sampled_from([*FIELDS, *TOP, *JOB, *SETTINGS, *FOREIGN_MAPPINGS, *HINTS, *REFUSED]),
+    st.text(max_size=3),
+)
+FIELDS_OF_OTHERS = ("lora_r", "lora_target", "micro_batch_size", "gradient_accumulation_steps")
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -34,7 +40,10 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 )
 JOBS = st.fixed_dictionaries(
     {"name": st.sampled_from("abAB"), "dataset": st.just({"path": "x"})},
-    optional=dict.fromkeys(("adapter", "eval", "seed", "max_seq_len", "output_dir"), TREES),
+    optional={
+        **dict.fromkeys(("adapter", "eval", "seed", "max_seq_len", "output_dir"), TREES),
+        **dict.fromkeys(FIELDS_OF_OTHERS, st.one_of(SCALARS, st.integers(1, 9))),
+    },
 )
 RUNS = st.fixed_dictionaries(
     {"base_model": st.just("m"), "jobs": st.lists(st.one_of(JOBS, TREES), max_size=3)},
