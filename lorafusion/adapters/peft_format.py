@@ -18,6 +18,7 @@ from lorafusion.adapters.folder import (
     KEY_PREFIX,
     WEIGHTS_FILE,
     AdapterFolder,
+    ModuleShape,
     read_folder,
 )
 from lorafusion.adapters.lora import LoraConfig
@@ -38,6 +39,13 @@ class StoredAdapter(NamedTuple):
     """This, not ``config.target_modules``, says what is adapted."""
     fan_in_fan_out: bool = False
     """Whether the adapted modules store their weights as [in, out], as GPT-2's ``Conv1D`` does."""
+
+    def shapes(self) -> dict[str, ModuleShape]:
+        """What each adapted module has."""
+        return {
+            name: ModuleShape(a.shape[0], a.shape[1], b.shape[0])
+            for name, (a, b) in self.modules.items()
+        }
 
 
 def save_adapter(

@@ -71,15 +71,9 @@ def add_loaded(bank: AdapterBank, base: Base, adapter: StoredAdapter) -> Residen
     Raises:
         AdapterError: It does not fit the base.
     """
-    for name, (a, b) in sorted(adapter.modules.items(), key=lambda item: item[0]):
-        weight = base.tensors[f"{name}.weight"] if name in bank.linears else None
-        if weight is None or tuple(weight.shape) != (b.shape[0], a.shape[1]):
-            has = "has no such linear" if weight is None else f"has {list(weight.shape)} there"
-            raise AdapterError(
-                f"the adapter does not fit the base {base.name}: it adapts {name} of shape "
-                f"{[b.shape[0], a.shape[1]]}, and the base {has}. Give the base that it was "
-                f"trained on with --base-model; it names {adapter.base_model or 'none'}."
-            )
+    from lorafusion.adapters.initial import check_fit
+
+    check_fit(adapter, bank.names, base.name)
     resident = bank.add(adapter.config, adapter.modules, seed=0)
     tensors = {
         f"{name}.{key}": tensor

@@ -31,6 +31,7 @@ class Workplace:
         capacity: Most rows in a microbatch.
         base_model: Name of the base, for the exported adapters.
         linears: All linears of the base, the head among them, for the exported adapters.
+        fan_in_fan_out: Whether they store their weights as [in, out], for the same.
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
@@ -40,6 +41,7 @@ class Workplace:
     capacity: int
     base_model: str
     linears: Sequence[str]
+    fan_in_fan_out: bool
     events: Events
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
@@ -196,7 +198,10 @@ class TrainingLoop:
         if export:
             job.check_weights()
             adapter = output.export(
-                job, base_model=self._place.base_model, linears=self._place.linears
+                job,
+                base_model=self._place.base_model,
+                linears=self._place.linears,
+                fan_in_fan_out=self._place.fan_in_fan_out,
             )
         output.close()
         self._finish(job, job_result(job, state, reason=reason, adapter=adapter))

@@ -32,7 +32,14 @@ _CARD_SETTINGS = (
 
 def fingerprint(spec: JobSpec, run: Mapping[str, Json]) -> dict[str, Json]:
     """What a job's result depends on. ``run``: the part that is not in its own settings."""
-    return {"job": spec.model_dump(mode="json", exclude=_FREE), **run}
+    job = spec.model_dump(mode="json", exclude=_FREE)
+    # A folder to start from counts by its content, which ``run`` holds, and a pattern by its order.
+    job["adapter"] = {
+        name: list(value.items()) if isinstance(value, dict) else value
+        for name, value in job["adapter"].items()
+        if name != "init_from" and value != {}
+    }
+    return {"job": job, **run}
 
 
 class JobOutput:
@@ -76,8 +83,15 @@ class JobOutput:
         self._writer.save(job.step, tensors=tensors, state=state, fingerprint=self._fingerprint)
         self._saved = job.step
 
-    def export(self, job: TrainingJob, *, base_model: str, linears: Sequence[str]) -> Path:
-        """Write the PEFT folder."""
+    def export(
+        self,
+        job: TrainingJob,
+        *,
+        base_model: str,
+        linears: Sequence[str],
+        fan_in_fan_out: bool,
+    ) -> Path:
+        """Write the PEFT folder, see :func:`save_adapter`."""
         config = job.adapter.config
         assert isinstance(config, LoraConfig)
         modules = {
@@ -86,7 +100,7 @@ class JobOutput:
         }
         folder = self.folder / ADAPTER
         card = adapter_card(_facts(job, config, base_model))
-        adapter = StoredAdapter(config, base_model, modules)
+        adapter = StoredAdapter(config, base_model, modules, fan_in_fan_out)
         save_adapter(folder, adapter, linears=linears, card=card)
         return folder
 

@@ -12,6 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafusion.adapters.bank import AdapterBank
+from lorafusion.adapters.initial import (
+    ResolvedAdapter,
+    note_on_base,
+    overwritten_by,
+    resolve_adapter,
+)
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
 from lorafusion.errors import (
@@ -77,6 +83,7 @@ def train(spec: RunSpec, options: RunOptions, events: Events) -> Generator[None,
     """
     started = time.perf_counter()
     with folders.claim_folder(options.output):
+        _keep_starting_points(spec, options.output)
         for job in spec.jobs:
             folders.prepare_job_folder(
                 job_folder(job, options.output), resume=options.resume, overwrite=options.overwrite
@@ -95,6 +102,19 @@ def train(spec: RunSpec, options: RunOptions, events: Events) -> Generator[None,
 def job_folder(job: JobSpec, output: Path) -> Path:
     """Where a job's results go."""
     return Path(job.output_dir) if job.output_dir else output / job.name
+
+
+def _keep_starting_points(spec: RunSpec, output: Path) -> None:
+    """Refuse a run that would write over an adapter that a job of it starts from."""
+    outputs = [job_folder(job, output) for job in spec.jobs]
+    for job in spec.jobs:
+        init_from = getattr(job.adapter, "init_from", None)
+        place = overwritten_by(init_from, outputs) if init_from else None
+        if place is not None:
+            raise OutputError(
+                f"job {job.name!r} starts from {init_from}, which lies in {place}, where this run "
+                "writes its results. Choose another output folder, or copy the adapter elsewhere."
+            )
 
 
 class _Run:
@@ -176,22 +196,25 @@ class _Run:
             executor=executor,
             capacity=capacity,
             base_model=self._spec.base_model,
-            linears=(*self._bank.linears, "lm_head"),
+            linears=self._bank.linears_and_head,
+            fan_in_fan_out=self._bank.fan_in_fan_out,
             events=self._events,
             should_stop=self._options.should_stop,
             should_stop_job=self._options.should_stop_job,
         )
 
     def _prepare_job(self, spec: JobSpec) -> None:
-        spec = self._fit_length(spec)
+        resolved = self._resolve_adapter(spec)
+        spec = self._fit_length(spec).model_copy(update={"adapter": resolved.config})
         data = JobData.load(spec, self._tokenizer, token_cache())
-        prints = fingerprint(spec, self._fingerprint(data))
+        prints = fingerprint(spec, self._fingerprint(data, resolved))
         folder = job_folder(spec, self._options.output)
         checkpoint = self._checkpoint(folder, prints)
-        assert isinstance(spec.adapter, LoraConfig)
-        targets = self._bank.match(spec.adapter.target_modules)
-        adapter = self._bank.add(spec.adapter, targets, seed=spec.seed)
+        adapter = self._bank.add(resolved.config, resolved.targets, seed=spec.seed)
         try:
+            initial = resolved.initial_tensors()
+            if initial is not None:
+                adapter.load(initial)
             job = TrainingJob(spec, data, adapter, deterministic=self._spec.deterministic)
             if checkpoint is not None:
                 job.restore(checkpoint)
@@ -204,6 +227,15 @@ class _Run:
         self._events.ready(
             spec.name, data.training.report, done=job.step, total_steps=job.total_steps
         )
+
+    def _resolve_adapter(self, spec: JobSpec) -> ResolvedAdapter:
+        assert isinstance(spec.adapter, LoraConfig)
+        resolved = resolve_adapter(spec.adapter, self._bank.names)
+        if resolved.source is not None:
+            note = note_on_base(resolved.source, self._spec.base_model)
+            if note is not None:
+                self._events.note(f"job {spec.name}: {note}")
+        return resolved
 
     def _fit_length(self, spec: JobSpec) -> JobSpec:
         """A default ``max_seq_len`` gives way to a shorter base; one that was set does not."""
@@ -225,7 +257,7 @@ class _Run:
             check_fingerprint(found, prints)
         return found
 
-    def _fingerprint(self, data: JobData) -> dict[str, Json]:
+    def _fingerprint(self, data: JobData, adapter: ResolvedAdapter) -> dict[str, Json]:
         prints: dict[str, Json] = {
             "base": self._hash,
             "data": data.training.content_hash,
@@ -233,6 +265,8 @@ class _Run:
             "dtype": self._spec.dtype,
             "deterministic": self._spec.deterministic,
         }
+        if adapter.source is not None:
+            prints["init_from"] = adapter.source.digest()
         # Rounding depends on how a GEMM is cut over threads; elsewhere that is within tolerance.
         return {**prints, "threads": self._options.threads} if self._spec.deterministic else prints
 
