@@ -8,7 +8,7 @@ from setuptools import find_namespace_packages, setup
 
 TOP_LEVEL = ("kernels", "planner", "launch", "jobs")
 # By name: a search of lorafusion/ would follow the links and find the top-level folders twice.
-INSIDE = ("cli", "models", "adapters", "data", "training", "bench")
+INSIDE = ("api", "cli", "models", "adapters", "data", "training", "bench")
 CACHE = ["__pycache__", "*.__pycache__"]
 
 package_dir = {"lorafusion": "lorafusion"}

@@ -15,12 +15,12 @@ class LorafusionError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a job file.
+    """One thing that is wrong with a job file, or with a call in Python.
 
     Attributes:
-        file: The job file.
-        line: Line in it, counted from 1.
-        where: Path inside the YAML, such as ``jobs[1].adapter.r``.
+        file: The job file, or the call.
+        line: Line in the file, counted from 1; 0 for a call.
+        where: Path inside the YAML or of the argument, such as ``jobs[1].adapter.r``.
         found: What stands there.
         allowed: What may stand there.
         fix: How to mend it.
@@ -34,7 +34,8 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}: {self.where or 'top level'}"
+        file = f"{self.file}:{self.line}" if self.line else self.file
+        place = f"{file}: {self.where or 'top level'}"
         return f"{place}: found {self.found}; allowed: {self.allowed}. {self.fix}"
 
 
@@ -44,6 +45,10 @@ class JobFileError(LorafusionError, ValueError):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class JobError(JobFileError):
+    """The same for jobs and settings that are given in Python."""
 
 
 class DataError(LorafusionError, ValueError):

@@ -33,6 +33,7 @@ ALLOWED = {
     "training": {"models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
     "bench": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
+    "api": {"launch", "training", "data", "adapters", *PLAIN},
     "__main__": {"cli"},
     "cli": {"bench", "launch", "training", "models", "adapters", "data", "kernels", "preflight"}
     | PLAIN,
@@ -117,6 +118,14 @@ def test_planner_and_jobs_name_no_heavy_module(part: str) -> None:
 
 def test_planner_and_jobs_load_no_heavy_module() -> None:
     assert not loaded_by(import_all(*WITHOUT_TORCH)) & HEAVY
+
+
+def test_the_python_api_is_there_without_torch() -> None:
+    assert not loaded_by("import lorafusion") & (HEAVY | {"pydantic", "numpy"})
+    names = "\n".join(
+        ["import lorafusion", "for name in lorafusion.__all__:", " getattr(lorafusion, name)"]
+    )
+    assert not loaded_by(names) & HEAVY
 
 
 def test_the_command_line_starts_without_torch() -> None:

@@ -1,0 +1,1 @@
+"""What ``import lorafusion`` offers: jobs in Python, training, callbacks, records, results."""
