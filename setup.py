@@ -4,11 +4,13 @@
 are listed through this map instead, so that a tool that drops links still packages right.
 """
 
-from setuptools import find_namespace_packages, setup
+import platform
+
+from setuptools import Extension, find_namespace_packages, setup
 
 TOP_LEVEL = ("kernels", "planner", "launch", "jobs")
 # By name: a search of lorafusion/ would follow the links and find the top-level folders twice.
-INSIDE = ("api", "cli", "models", "adapters", "data", "training", "bench")
+INSIDE = ("api", "cli", "models", "adapters", "data", "doctor", "training", "bench")
 CACHE = ["__pycache__", "*.__pycache__"]
 
 package_dir = {"lorafusion": "lorafusion"}
@@ -18,7 +20,25 @@ for name in TOP_LEVEL:
     packages += [f"lorafusion.{name}"]
     packages += [f"lorafusion.{name}.{sub}" for sub in find_namespace_packages(name, exclude=CACHE)]
 
+# The CPU backend's loops, a build per width of vectors: kernels/native/library.py takes the widest
+# that the processor runs. Optional: without a compiler the ops run in torch, slower.
+FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi"]
+WIDTHS = {"generic": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    WIDTHS |= {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+loops = [
+    Extension(
+        f"lorafusion.kernels.native.lora_{name}",
+        sources=["kernels/native/lora.cpp"],
+        extra_compile_args=FLAGS + flags,
+        extra_link_args=["-fopenmp"],
+        optional=True,
+    )
+    for name, flags in WIDTHS.items()
+]
+
 setup(
+    ext_modules=loops,
     packages=packages,
     package_dir=package_dir,
     package_data={"lorafusion": ["py.typed"], "lorafusion.jobs.examples": ["*.yaml"]},

@@ -1,4 +1,4 @@
-"""The CPU's grad_a: one job's rows at a time, in torch ops."""
+"""The CPU's grad_a: the compiled loops, or torch ops job by job."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from lorafusion.kernels.dropout import dropped
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+from lorafusion.kernels.native import calls
 
 
 def grad_a(
@@ -19,11 +20,14 @@ def grad_a(
     slots: Collection[int],
 ) -> dict[int, torch.Tensor]:
     """See the op."""
-    da: dict[int, torch.Tensor] = {}
-    for start, stop, form, slot in layout.adapted_rows(adapters):
-        if slot in slots:
-            x = x_TK[start:stop].to(ds_TR.dtype)
-            if form.dropout:
-                x = dropped(x, layout.row_keys(adapters.key, start, stop), form.dropout)
-            da[slot] = ds_TR[start:stop, : form.A.shape[0]].T @ x
+    rows = [row for row in layout.adapted_rows(adapters) if row.slot in slots]
+    da = {row.slot: ds_TR.new_empty(row.form.A.shape) for row in rows}
+    if calls.takes(x_TK):
+        calls.grad_a(x_TK, ds_TR, layout, adapters.key, rows, da)
+        return da
+    for start, stop, form, slot in rows:
+        x = x_TK[start:stop].to(ds_TR.dtype)
+        if form.dropout:
+            x = dropped(x, layout.row_keys(adapters.key, start, stop), form.dropout)
+        torch.mm(ds_TR[start:stop, : form.A.shape[0]].T, x, out=da[slot])
     return da

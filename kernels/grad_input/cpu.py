@@ -1,4 +1,4 @@
-"""The CPU's grad_input: torch's GEMM, then each job's product on its own rows."""
+"""The CPU's grad_input: torch's GEMM, then the compiled loops, or torch ops job by job."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from lorafusion.kernels.dropout import dropped
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+from lorafusion.kernels.native import calls
 
 
 def grad_input(
@@ -17,7 +18,11 @@ def grad_input(
 ) -> torch.Tensor:
     """See the op."""
     dx_TK = dy_TN @ weight_NK
-    for start, stop, form, _ in layout.adapted_rows(adapters):
+    rows = list(layout.adapted_rows(adapters))
+    if calls.takes(dx_TK):
+        calls.grad_input(dx_TK, ds_TR, layout, adapters.key, rows)
+        return dx_TK
+    for start, stop, form, _ in rows:
         through = ds_TR[start:stop, : form.A.shape[0]] @ form.A
         if form.dropout:
             # D is linear and its own transpose: what it does to X it does to dX.

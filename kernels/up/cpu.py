@@ -1,4 +1,4 @@
-"""The CPU's up: torch's GEMM, then each job's product on its own rows."""
+"""The CPU's up: torch's GEMM, then the compiled loops, or torch ops job by job."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+from lorafusion.kernels.native import calls
 
 
 def up(
@@ -18,7 +19,11 @@ def up(
 ) -> torch.Tensor:
     """See the op."""
     y_TN = F.linear(x_TK, weight_NK, bias_N)
-    for start, stop, form, _ in layout.adapted_rows(adapters):
+    rows = list(layout.adapted_rows(adapters))
+    if calls.takes(y_TN):
+        calls.up(y_TN, s_TR, rows)
+        return y_TN
+    for start, stop, form, _ in rows:
         s = s_TR[start:stop, : form.A.shape[0]] * form.scale
         y_TN[start:stop] += s @ form.B.T
     return y_TN

@@ -1,0 +1,1 @@
+"""The CPU backend's C++ loops; without a compiler the ops run in torch, with equal masks."""
