@@ -33,9 +33,21 @@ ALLOWED = {
     "training": {"models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
     "bench": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
+    # Of the training side it imports nothing but in child processes: it may be what is broken.
+    "doctor": {"launch", "training", "models", "adapters", "data", *PLAIN},
     "api": {"launch", "training", "data", "adapters", *PLAIN},
     "__main__": {"cli"},
-    "cli": {"bench", "launch", "training", "models", "adapters", "data", "kernels", "preflight"}
+    "cli": {
+        "bench",
+        "doctor",
+        "launch",
+        "training",
+        "models",
+        "adapters",
+        "data",
+        "kernels",
+        "preflight",
+    }
     | PLAIN,
 }
 # The config of an adapter method lives with the method; these files import torch late.

@@ -27,6 +27,7 @@ COMMANDS = {
     "validate": "Report every problem of a job file, and of the data, base and folders it names.",
     "preview": "Show a job's samples as the model sees them, and which tokens are trained.",
     "schema": "Print the JSON schema of job files, for editors.",
+    "doctor": "Look at what this machine can do, and what mends what it cannot.",
     "fetch": "Fetch weights and data of the demo into $LORAFUSION_HOME.",
 }
 

@@ -27,7 +27,9 @@ def command(
 ) -> None:
     """Report every problem of a job file, and of the data, base and folders that it names."""
     try:
-        result = check_run_file(read_run_file(file))
+        run = read_run_file(file)
+        with Console(stderr=True).status("looking at base and data (slower the first time)"):
+            result = check_run_file(run)
     except JobFileError as error:
         result = Preflight(error.problems, (), ())
     if as_json:

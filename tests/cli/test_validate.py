@@ -42,7 +42,8 @@ def filled(files: dict[str, Any], text: str = RUN) -> str:
 
 
 @pytest.fixture
-def files(tmp_path: Path, tiny_base: Path) -> dict[str, Any]:
+def files(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("LORAFUSION_HOME", str(tmp_path / "home"))
     data = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"the quick {i}", "completion": " fox"} for i in range(11)]
     data.write_text("\n".join(json.dumps(row) for row in rows))
@@ -167,7 +168,7 @@ def test_a_hub_that_cannot_be_reached_is_a_note(
     def fail(_: str) -> None:
         raise ModelError("cannot be loaded") from OSError("no network")
 
-    monkeypatch.setattr(preflight, "_Targets", fail)
+    monkeypatch.setattr(preflight, "base_module_names", fail)
     result = invoke(filled({**files, "BASE": base}))
     assert result.exit_code == code, result.output
     assert ("note: base_model someone/model" in result.output) == (code == 0)

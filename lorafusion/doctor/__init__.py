@@ -1,0 +1,1 @@
+"""``lorafusion doctor``: what this machine can do, and what mends what it cannot."""
