@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lorafusion.adapters.lora import LoraConfig
@@ -27,6 +28,7 @@ def _path(text: str) -> str:
     return expand_path(text)
 
 
+NonEmpty = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 Count = Annotated[int, Field(ge=1)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
@@ -46,14 +48,93 @@ class _Strict(BaseModel):
     )
 
 
+DatasetType = Literal["text", "prompt_completion", "messages", "sharegpt", "alpaca"]
+TrainOn = Literal["assistant", "last", "all"]
+Column = Literal[
+    "text",
+    "prompt",
+    "completion",
+    "messages",
+    "role",
+    "content",
+    "conversations",
+    "from",
+    "value",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+]
+
+
 class DatasetConfig(_Strict):
-    """Where samples come from."""
+    """Where samples come from, what their rows look like, and which tokens are trained.
+
+    ===================  ========================================================  =============
+    type                 columns                                                   trained
+    ===================  ========================================================  =============
+    text                 ``text``                                                  every token
+    prompt_completion    ``prompt``, ``completion``: texts, or lists of messages   completions
+    messages             ``messages``: a list of ``{role, content}``               answers
+    sharegpt             ``conversations``: a list of ``{from, value}``; may have  answers
+                         ``system``
+    alpaca               ``instruction``, ``output``; may have ``input``,          answers
+                         ``system``, ``history``
+    ===================  ========================================================  =============
+
+    Every answer is closed by a trained end token. An assistant turn that begins a conversation
+    answers nothing and is context. An alpaca row is a conversation where there is a chat template:
+    the user says instruction, blank line, input. Without one it is the text ``### Instruction:``,
+    ``### Input:`` (where there is one), ``### Response:``, each with its content below it and a
+    blank line between them.
+    """
 
     path: PathText
-    """A local ``.jsonl`` file, one JSON object a line. ``~`` and ``$VARIABLES`` are expanded."""
-    type: Literal["prompt_completion", "messages"] | None = None
-    """Format of a row: columns ``prompt`` and ``completion``, or ``messages``. null: found by the
-    columns."""
+    """A local file (.jsonl, .json, .csv, .parquet, .arrow), a folder of such files of one kind, or
+    the id of a dataset on the Hugging Face hub. ``~`` and ``$VARIABLES`` are expanded."""
+    type: DatasetType | None = None
+    """Format of a row: text (``text``), prompt_completion (``prompt``, ``completion``), messages
+    (``messages``), sharegpt (``conversations``) or alpaca (``instruction``, ``output``). null:
+    found by these columns."""
+    name: NonEmpty | None = None
+    """Subset of the dataset, as ``datasets.load_dataset`` calls it."""
+    split: NonEmpty | None = None
+    """Split, such as ``test`` or ``train[:1000]``. null: train. Of local files, those are meant
+    whose names say so; where none says anything, all are train."""
+    revision: NonEmpty | None = None
+    """Branch, tag or commit of a dataset on the hub. null: its main branch."""
+    data_files: NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)] | None = None
+    """Files of the folder or of the hub's dataset, as names or patterns. null: all."""
+    columns: Annotated[
+        Mapping[Column, NonEmpty],
+        Field(json_schema_extra={"x-allowed": "a mapping of our columns to those of the rows"}),
+    ] = {}
+    """Other names of columns and of a turn's keys, such as ``{prompt: question, completion:
+    answer}``: ours first, then that of the rows."""
+    train_on: TrainOn = "assistant"
+    """assistant: every answer. last: only the last answer of a conversation. all: every token."""
+    train_on_inputs: bool = False
+    """Prompts are trained too: the same as ``train_on: all``."""
+    chat_template: PathText | None = None
+    """A Jinja file that conversations are written with. null: the tokenizer's own."""
+
+    @property
+    def trained(self) -> TrainOn:
+        """What is trained, by ``train_on`` and ``train_on_inputs`` together."""
+        return "all" if self.train_on_inputs else self.train_on
+
+    @model_validator(mode="after")
+    def _agrees(self) -> DatasetConfig:
+        given = self.model_fields_set
+        both = {"train_on", "train_on_inputs"} <= given
+        if both and self.train_on_inputs != (self.train_on == "all"):
+            raise PydanticCustomError(
+                "contradiction",
+                "train_on: {on} and train_on_inputs: {inputs} contradict each other; remove one",
+                {"on": self.train_on, "inputs": str(self.train_on_inputs).lower()},
+            )
+        return self
 
 
 class EvalConfig(_Strict):

@@ -11,9 +11,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lorafusion.adapters.targets import match_targets
+from lorafusion.adapters.folder import AdapterFolder, read_folder
+from lorafusion.adapters.initial import misfits, note_on_base, overwritten_by
+from lorafusion.adapters.lora import LoraConfig
+from lorafusion.adapters.targets import ModuleNames, match_targets
 from lorafusion.base_names import base_module_names
 from lorafusion.data.counts import rows_left, steps_per_epoch, total_steps
+from lorafusion.data.template import read_template
 from lorafusion.errors import AdapterError, DataError, ModelError, Problem
 from lorafusion.jobs.loading import RunFile
 from lorafusion.jobs.schema import DatasetConfig, JobSpec, PathText
@@ -31,7 +35,7 @@ class JobSummary:
         name: The job.
         dataset: Its file.
         rows: Rows to train on, held-out ones left out; None if the file cannot be used.
-        rank: Of its adapter, where the method has one.
+        rank: Of its adapter, the largest where modules differ; None if its folder cannot be used.
         modules: Linears of the base that it adapts; None if the base could not be looked at.
         steps: Optimizer steps if no row is dropped (a row is, when its answer begins after
             ``max_seq_len``); None if the file cannot be used.
@@ -75,8 +79,10 @@ def check_run_file(run: RunFile) -> Preflight:
 class _Check:
     def __init__(self, run: RunFile) -> None:
         self._run = run
-        self._targets: _Targets | None = None
-        self._rows: dict[DatasetConfig, int | DataError] = {}
+        self._base_model = ""
+        self._names: ModuleNames | None = None
+        self._sources: dict[str, AdapterFolder | AdapterError] = {}
+        self._rows: dict[str, int | DataError] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -93,7 +99,7 @@ class _Check:
                 self._part_of_data(("jobs", index, "eval", "dataset"), held_out.child("dataset"))
             adapter = _valid(JobSpec.model_fields["adapter"].annotation, job.child("adapter"))
             if adapter is not None:
-                self._modules(index, adapter)
+                self._adapter(index, adapter)
 
     def _part_of_data(self, path: tuple[str | int, ...], node: Node | None) -> None:
         dataset = _valid(DatasetConfig, node)
@@ -101,8 +107,9 @@ class _Check:
             self._count((*path, "path"), dataset)
 
     def base(self, name: str) -> None:
+        self._base_model = name
         try:
-            self._targets = _Targets(name)
+            self._names = base_module_names(name)
         except ModelError as error:
             unreachable = isinstance(error.__cause__, OSError)
             if unreachable and _HUB_ID.fullmatch(name) and not Path(name).exists():
@@ -117,12 +124,14 @@ class _Check:
     def job(self, index: int, job: JobSpec) -> JobSummary:
         rows = self._job_rows(index, job)
         self._output(index, job)
+        self._starting_point(index, job)
+        rank, modules = self._adapter(index, job.adapter)
         return JobSummary(
             name=job.name,
             dataset=job.dataset.path,
             rows=rows,
-            rank=getattr(job.adapter, "r", None),
-            modules=self._modules(index, job.adapter),
+            rank=rank,
+            modules=modules,
             steps=_steps(job, rows) if rows else None,
         )
 
@@ -142,35 +151,81 @@ class _Check:
 
     def _count(self, path: tuple[str | int, ...], dataset: DatasetConfig) -> int | None:
         """The rows of a file, each read and checked; None where there is a problem."""
-        if dataset not in self._rows:
+        key = dataset.model_dump_json()
+        if key not in self._rows:
             try:
-                self._rows[dataset] = count_rows(dataset)
+                read_template(dataset.chat_template)
+                self._rows[key] = count_rows(dataset)
             except DataError as error:
-                self._rows[dataset] = error
-        found = self._rows[dataset]
+                self._rows[key] = error
+        found = self._rows[key]
         if isinstance(found, int):
             return found
-        allowed = "a jsonl file whose rows have prompt and completion, or messages"
+        allowed = "rows with the columns of a type (see `type` under `dataset` in the docs)"
         self._add(path, str(found), allowed, "Mend the file, or name another.")
         return None
 
-    def _modules(self, index: int, adapter: object) -> int | None:
-        if self._targets is None:
-            return None
+    def _adapter(self, index: int, adapter: object) -> tuple[int | None, int | None]:
+        """Its rank and its number of modules, where they are known."""
+        assert isinstance(adapter, LoraConfig)
+        source = self._source(index, adapter)
+        if adapter.init_from is not None and source is None:
+            return None, None
         try:
-            return self._targets.count(getattr(adapter, "target_modules", "all-linear"))
+            for misfit in misfits(adapter, source, self._names):
+                path = ("jobs", index, "adapter", misfit.field)
+                self._add(path, misfit.found, misfit.allowed, misfit.fix)
+            if source is not None:
+                return max(shape.rank for shape in source.shapes.values()), len(source.shapes)
+            if self._names is None:
+                return adapter.r, None
+            targets = match_targets(self._names, adapter.target_modules)
+            return max(map(adapter.rank_of, targets), default=adapter.r), len(targets)
         except AdapterError as error:
             path = ("jobs", index, "adapter", "target_modules")
             allowed = "linear layers of the base"
             self._add(path, str(error), allowed, "all-linear takes every one but the head.")
+            return adapter.r, None
+
+    def _source(self, index: int, adapter: LoraConfig) -> AdapterFolder | None:
+        """The folder that an adapter starts from; None if there is none, or it cannot be used."""
+        name = adapter.init_from
+        if name is None:
             return None
+        if name not in self._sources:
+            try:
+                self._sources[name] = read_folder(Path(name))
+            except AdapterError as error:
+                self._sources[name] = error
+        found = self._sources[name]
+        if isinstance(found, AdapterFolder):
+            note = note_on_base(found, self._base_model)
+            self.notes += [note] if note is not None and note not in self.notes else []
+            return found
+        fix = "Choose another folder, or remove init_from to start afresh."
+        path = ("jobs", index, "adapter", "init_from")
+        self._add(path, str(found), "the folder of a LoRA adapter of this base", fix)
+        return None
+
+    def _starting_point(self, index: int, job: JobSpec) -> None:
+        """An adapter to start from must not be written over by the run."""
+        init_from = getattr(job.adapter, "init_from", None)
+        spec = self._run.spec
+        if init_from is None or spec is None:
+            return
+        folders = [_folder(spec.output_dir, job) for job in spec.jobs]
+        place = overwritten_by(init_from, filter(None, folders))
+        if place is not None:
+            fix = "Choose another output_dir, or copy the adapter elsewhere."
+            path = ("jobs", index, "adapter", "init_from")
+            found = f"{init_from}, which lies in {place}, where this run writes its results"
+            self._add(path, found, "a folder that the run does not write over", fix)
 
     def _output(self, index: int, job: JobSpec) -> None:
-        root = self._run.spec.output_dir if self._run.spec else None
-        if job.output_dir is None and root is None:
-            return  # it comes from the command line
+        folder = _folder(self._run.spec.output_dir if self._run.spec else None, job)
+        if folder is None:
+            return
         own = job.output_dir is not None
-        folder = Path(job.output_dir) if job.output_dir else Path(root or "", job.name)
         for reason in _unusable(folder):
             where = ("jobs", index, "output_dir") if own else ("output_dir",)
             fix = "Choose another output_dir, or change the permissions."
@@ -182,14 +237,11 @@ class _Check:
         )
 
 
-class _Targets:
-    """Which modules of the base a job adapts, found on a model without weights."""
-
-    def __init__(self, base_model: str) -> None:
-        self._names = base_module_names(base_model)
-
-    def count(self, target_modules: str | tuple[str, ...]) -> int:
-        return len(match_targets(self._names, target_modules))
+def _folder(root: str | None, job: JobSpec) -> Path | None:
+    """Where a job's results go; None if only the command line says it."""
+    if job.output_dir is None and root is None:
+        return None
+    return Path(job.output_dir) if job.output_dir else Path(root or "", job.name)
 
 
 def _valid(kind: Any, node: Node | None) -> Any:

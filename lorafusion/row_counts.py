@@ -31,4 +31,4 @@ def count_rows(dataset: DatasetConfig) -> int:
 def _read(dataset: DatasetConfig) -> int:
     from lorafusion.data.rows import read_rows
 
-    return len(read_rows(dataset.path, dataset.type).rows)
+    return sum(1 for _ in read_rows(dataset))

@@ -1,19 +1,46 @@
-"""What a row of a dataset may look like: a prompt with its completion, or a conversation."""
+"""What a row of a dataset may look like, and how it is found and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
-DatasetType = Literal["prompt_completion", "messages"]
-ROLES = ("system", "user", "assistant")
+from lorafusion.jobs.schema import Column, DatasetType
 
-COLUMNS: Mapping[DatasetType, tuple[str, ...]] = {
+COLUMNS: Mapping[DatasetType, tuple[Column, ...]] = {
+    "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
 }
-"""The columns that a row of each type must have. Others are not read."""
+"""The columns that a row of each type must have."""
+
+OPTIONAL: Mapping[DatasetType, tuple[Column, ...]] = {
+    "text": (),
+    "prompt_completion": (),
+    "messages": (),
+    "sharegpt": ("system",),
+    "alpaca": ("input", "system", "history"),
+}
+"""The columns that are read where a row has them. Others are not read."""
+
+KEYS: Mapping[DatasetType, tuple[Column, ...]] = {
+    "text": (),
+    "prompt_completion": ("role", "content"),
+    "messages": ("role", "content"),
+    "sharegpt": ("from", "value"),
+    "alpaca": (),
+}
+"""The keys of a turn, which ``columns`` may rename too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of which every token is learnt."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +53,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; ``role`` is one of :data:`ROLES`."""
+    """One turn of a conversation; ``role`` is system, user or assistant."""
 
     role: str
     content: str
@@ -34,93 +61,94 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order. At least one is the assistant's, and never the first."""
+    """Turns in order, of which at least one from ``learn_from`` on is the assistant's."""
 
     messages: tuple[Message, ...]
+    learn_from: int = 0
+    """Assistant turns before this one are context, not answers to learn."""
 
 
-Row = PromptCompletion | Conversation
+Row = Text | PromptCompletion | Conversation
 
 
 class RowError(ValueError):
     """What is wrong with one row; the reader adds the file and the line."""
 
 
-def detect_type(row: object) -> DatasetType:
-    """Find the type by the columns of ``row``.
+@dataclass(frozen=True)
+class Names:
+    """What the rows call our columns and keys: ``columns`` of the job file."""
+
+    theirs: Mapping[Column, str]
+
+    def __call__(self, ours: Column) -> str:
+        """Their name of ours."""
+        return self.theirs.get(ours, ours)
+
+    def all(self, ours: Iterable[Column]) -> tuple[str, ...]:
+        """Their name of each of ``ours``."""
+        return tuple(map(self, ours))
+
+
+def detect_type(row: object, names: Names) -> DatasetType:
+    """Find the type by the columns of ``row``. ``text`` gives way to any other that fits.
 
     Raises:
-        RowError: ``row`` is not an object, or has the columns of no type, or of both.
+        RowError: ``row`` is not an object, or has the columns of no type, or of several.
     """
-    columns = _as_object(row)
-    found: list[DatasetType] = [
-        name for name, needed in COLUMNS.items() if all(column in columns for column in needed)
+    columns = as_object(row)
+    fits: list[DatasetType] = [
+        type_
+        for type_, needed in COLUMNS.items()
+        if all(column in columns for column in names.all(needed))
     ]
+    found: list[DatasetType] = [
+        type_ for type_ in fits if type_ != "text"
+    ] or fits  # it often repeats the others
     if len(found) == 1:
         return found[0]
     if found:
         raise RowError(
-            "has the columns of both types (prompt, completion, messages); "
-            "say which one is meant with `type: prompt_completion` or `type: messages`"
+            f"has the columns of several types ({listed(found)}); say which one is meant, "
+            f"such as `type: {found[0]}`"
         )
-    raise RowError(f"has the columns {_names(columns)}; needed: prompt and completion, or messages")
-
-
-def parse_row(row: object, type_: DatasetType) -> Row:
-    """Check one decoded row and return it as ``type_``.
-
-    Raises:
-        RowError: A column is missing, or what it holds cannot be trained on.
-    """
-    columns = _as_object(row)
-    missing = [column for column in COLUMNS[type_] if column not in columns]
-    if missing:
-        raise RowError(
-            f"has no column {_names(missing)} (found {_names(columns)}); "
-            f"type {type_} needs {_names(COLUMNS[type_])}"
-        )
-    if type_ == "messages":
-        return Conversation(_messages(columns["messages"]))
-    return PromptCompletion(
-        prompt=_text(columns["prompt"], "prompt"),
-        completion=_text(columns["completion"], "completion"),
+    needs = "; or ".join(" and ".join(names.all(needed)) for needed in COLUMNS.values())
+    raise RowError(
+        f"has the columns {listed(columns)}; needed: {needs}. "
+        "Other names can be mapped, such as `columns: {prompt: question, completion: answer}`"
     )
 
 
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise RowError(f"messages is {_kind(value)}; it must be a list of {{role, content}}")
-    turns = cast(list[object], value)
-    messages = tuple(_message(turn, f"messages[{index}]") for index, turn in enumerate(turns))
-    roles = [message.role for message in messages]
-    if "assistant" not in roles:
-        raise RowError("messages has no assistant turn, so there is nothing to learn")
-    if roles[0] == "assistant":
-        raise RowError("messages begins with an assistant turn; put a user or system turn first")
-    return messages
+def check_columns(columns: Mapping[str, object], type_: DatasetType, names: Names) -> None:
+    """Refuse a row that lacks a column of ``type_``.
+
+    Raises:
+        RowError: Naming the columns that are missing and those that there are.
+    """
+    needed = names.all(COLUMNS[type_])
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise RowError(
+            f"has no column {listed(missing)} (found {listed(columns)}); "
+            f"type {type_} needs {listed(needed)}"
+        )
+    # A name that was written out is meant, also where the column could be left out.
+    for ours in OPTIONAL[type_]:
+        if ours in names.theirs and names(ours) not in columns:
+            raise RowError(
+                f"has no column {names(ours)}, which `columns` gives for {ours} "
+                f"(found {listed(columns)})"
+            )
 
 
-def _message(value: object, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise RowError(f"{where} is {_kind(value)}; it must be an object {{role, content}}")
-    turn = cast(dict[str, object], value)
-    for key in ("role", "content"):
-        if key not in turn:
-            raise RowError(f"{where} has no {key!r} (found {_names(turn)})")
-    # A weight or a tool call that is not obeyed would train something else than was asked for.
-    # Exports of tables with mixed rows fill the absent ones with null.
-    extra = [key for key in turn if key not in ("role", "content") and turn[key] is not None]
-    if extra:
-        raise RowError(f"{where} has {_names(extra)}; only role and content are understood")
-    role = turn["role"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"{where}.role is {_short(role)}; allowed: {', '.join(ROLES)}")
-    return Message(role, _text(turn["content"], f"{where}.content"))
+def text_of(value: object, where: str) -> str:
+    """``value`` if it is text that is not blank.
 
-
-def _text(value: object, where: str) -> str:
+    Raises:
+        RowError: It is something else; ``where`` names the field.
+    """
     if not isinstance(value, str):
-        raise RowError(f"{where} is {_kind(value)}; it must be a string")
+        raise RowError(f"{where} is {kind(value)}; it must be a string")
     if not value.strip():
         raise RowError(f"{where} is empty")
     try:
@@ -133,30 +161,46 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-def _as_object(row: object) -> dict[str, object]:
+def optional_text(columns: Mapping[str, object], name: str) -> str:
+    """The text of a column that may be absent, null or blank, which all give an empty string."""
+    value = columns.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    return text_of(value, name)
+
+
+def as_object(row: object) -> dict[str, object]:
+    """``row`` if it is a mapping of columns.
+
+    Raises:
+        RowError: It is something else.
+    """
     if not isinstance(row, dict):
-        raise RowError(f"is {_kind(row)}; each line must be one JSON object")
+        raise RowError(f"is {kind(row)}; each line must be one JSON object")
     return cast(dict[str, object], row)
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What ``value`` is, in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
     if isinstance(value, (int, float)):
         return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, list) else "an object"
+    name = type(value).__name__
+    words = {"str": "a string", "list": "a list", "dict": "an object", "bytes": "binary data"}
+    return words.get(name, f"of type {name}")
 
 
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    shown = ", ".join(listed[:8])
-    return (shown + (", ..." if len(listed) > 8 else "")) or "(none)"
+def listed(names: Iterable[str]) -> str:
+    """Up to eight names in a row."""
+    every = list(names)
+    shown = ", ".join(every[:8])
+    return (shown + (", ..." if len(every) > 8 else "")) or "(none)"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """``value`` as code, cut to one line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

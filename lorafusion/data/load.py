@@ -8,7 +8,7 @@ import json
 import logging
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -19,17 +19,15 @@ from lorafusion.data.dataset import (
     build_dataset,
     hash_content,
 )
-from lorafusion.data.formats import DatasetType
-from lorafusion.data.rows import check_rows, read_bytes, resolve_type
+from lorafusion.data.rows import Rows, read_rows
+from lorafusion.data.template import read_template
 from lorafusion.data.tokenise import tokenise_rows
 from lorafusion.data.tokenizer import Tokenizer, is_fast, tokenizer_identity
 from lorafusion.files import write_bytes_atomic
-
-if TYPE_CHECKING:
-    from lorafusion.jobs.schema import DatasetConfig
+from lorafusion.jobs.schema import DatasetConfig
 
 # Raise it when the same file and tokenizer would give other samples than before.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 _ARRAYS = ("input_ids", "trained", "offsets", "rows")
 _log = logging.getLogger(__name__)
 
@@ -54,29 +52,40 @@ def load_dataset(
             train on. The message names file, line, and what is needed.
     """
     assert max_seq_len >= 1
-    data = read_bytes(config.path)
-    type_ = resolve_type(data, config.type, path=config.path)
+    template = read_template(config.chat_template)
+    rows = read_rows(config, chat=bool(template or tokenizer.chat_template))
+    name = rows.source.name
     file = None
     if cache_dir is not None and is_fast(tokenizer):  # a slow one cannot be written down as a key
-        key = _cache_key(data, tokenizer, type_=type_, max_seq_len=max_seq_len)
+        key = _cache_key(rows, config, tokenizer, template=template, max_seq_len=max_seq_len)
         file = cache_dir / "tokens" / f"{key}.safetensors"
-        cached = _read_cache(file, path=config.path)
+        cached = _read_cache(file, path=name)
         if cached is not None:
             return cached
-    rows = check_rows(data, path=config.path, type_=type_)
-    dataset = build_dataset(
-        tokenise_rows(rows, tokenizer), path=config.path, max_seq_len=max_seq_len
+    samples = tokenise_rows(
+        rows, tokenizer, name=name, train_on=config.trained, chat_template=template
     )
+    dataset = build_dataset(samples, path=name, max_seq_len=max_seq_len)
     if file is not None:
         _write_cache(file, dataset)
     return dataset
 
 
-def _cache_key(data: bytes, tokenizer: Tokenizer, *, type_: DatasetType, max_seq_len: int) -> str:
+def _cache_key(
+    rows: Rows,
+    config: DatasetConfig,
+    tokenizer: Tokenizer,
+    *,
+    template: str | None,
+    max_seq_len: int,
+) -> str:
     parts = {
         "format": CACHE_FORMAT,
-        "file": hashlib.sha256(data).hexdigest(),
-        "type": type_,
+        "rows": rows.source.identity(),
+        "type": rows.type,
+        "columns": dict(config.columns),
+        "train_on": config.trained,
+        "chat_template": template,
         "max_seq_len": max_seq_len,
         "tokenizer": tokenizer_identity(tokenizer),
         "versions": [version("transformers"), version("tokenizers")],

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from jinja2.exceptions import TemplateError
 
-from lorafusion.data.tokenise import FIXED_DATE
+from lorafusion.data.template import with_fixed_date
 from lorafusion.data.tokenizer import Tokenizer, eos_token_id
 from lorafusion.errors import DataError
 
@@ -42,7 +42,7 @@ def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
             [{"role": "user", "content": prompt}],
             tokenize=False,
             add_generation_prompt=True,
-            chat_template=FIXED_DATE + template if "strftime_now" in template else template,
+            chat_template=with_fixed_date(template),
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(

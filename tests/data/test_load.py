@@ -55,7 +55,7 @@ def test_second_load_reads_no_row(
 ) -> None:
     first = _load(file, tokenizer, tmp_path / "cache")
     assert _same(first, _load(file, tokenizer, None))
-    monkeypatch.delattr(load, "check_rows")  # so that tokenising again would raise
+    monkeypatch.delattr(load, "tokenise_rows")  # so that tokenising again would raise
     assert _same(first, _load(file, tokenizer, tmp_path / "cache"))
     assert _same(first, _load(file, tokenizer, tmp_path / "cache", type="prompt_completion"))
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from lorafusion.data.formats import Conversation, Message, PromptCompletion
+from lorafusion.data.formats import Conversation, Message, PromptCompletion, Row
 from lorafusion.data.rows import read_rows
 from lorafusion.errors import DataError
+from lorafusion.jobs.schema import DatasetConfig, DatasetType
 
 GOOD = {"prompt": "the fox", "completion": " jumps"}
 USER = {"role": "user", "content": "yes or no"}
 ANSWER = {"role": "assistant", "content": "no"}
+
+
+@dataclass
+class Read:
+    type: DatasetType
+    rows: tuple[Row, ...]
+    lines: tuple[int, ...]
+
+
+def _read(path: str, type_: DatasetType | None) -> Read:
+    rows = read_rows(DatasetConfig(path=path, type=type_))
+    placed = list(rows)
+    return Read(rows.type, tuple(p.row for p in placed), tuple(p.number for p in placed))
 
 
 def _write(path: Path, *rows: object) -> str:
@@ -24,7 +39,7 @@ def _write(path: Path, *rows: object) -> str:
 
 def test_prompt_completion_is_found_by_columns(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", {**GOOD, "id": 7}, "", GOOD)
-    rows = read_rows(path, None)
+    rows = _read(path, None)
     assert rows.type == "prompt_completion"
     assert rows.rows == (PromptCompletion("the fox", " jumps"),) * 2
     assert rows.lines == (1, 3)
@@ -32,7 +47,7 @@ def test_prompt_completion_is_found_by_columns(tmp_path: Path) -> None:
 
 def test_messages_are_found_by_columns(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", {"messages": [USER, {**ANSWER, "tool_calls": None}]})
-    rows = read_rows(path, None)
+    rows = _read(path, None)
     assert rows.type == "messages"
     assert rows.rows == (Conversation((Message("user", "yes or no"), Message("assistant", "no"))),)
 
@@ -41,17 +56,17 @@ def test_line_separators_of_unicode_do_not_end_a_row(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     text = json.dumps({"prompt": "a\u2028b\x85c", "completion": "d"}, ensure_ascii=False)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
-    assert read_rows(str(path), None).rows == (PromptCompletion("a\u2028b\x85c", "d"),)
+    assert _read(str(path), None).rows == (PromptCompletion("a\u2028b\x85c", "d"),)
 
 
 def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.jsonl: no such file"):
-        read_rows(str(tmp_path / "nowhere.jsonl"), None)
+        _read(str(tmp_path / "nowhere.jsonl"), None)
     with pytest.raises(DataError, match="is a folder"):
-        read_rows(str(tmp_path), None)
+        _read(str(tmp_path), None)
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(DataError, match=r"empty.jsonl: has no rows"):
-        read_rows(str(tmp_path / "empty.jsonl"), "messages")
+        _read(str(tmp_path / "empty.jsonl"), "messages")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +89,7 @@ def test_missing_file_folder_and_empty_file(tmp_path: Path) -> None:
 def test_bad_prompt_completion_rows(tmp_path: Path, row: object, why: str) -> None:
     path = _write(tmp_path / "a.jsonl", GOOD, row, GOOD)
     with pytest.raises(DataError, match=why) as caught:
-        read_rows(path, None)
+        _read(path, None)
     assert "1 of 3 rows cannot be used" in str(caught.value)
 
 
@@ -98,34 +113,34 @@ def test_bad_prompt_completion_rows(tmp_path: Path, row: object, why: str) -> No
 def test_bad_conversations(tmp_path: Path, messages: object, why: str) -> None:
     path = _write(tmp_path / "a.jsonl", {"messages": [USER, ANSWER]}, {"messages": messages})
     with pytest.raises(DataError, match=":2: .*" + why):
-        read_rows(path, None)
+        _read(path, None)
 
 
 def test_the_first_row_must_show_its_type(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r":1: has the columns text; needed: prompt and"):
-        read_rows(_write(tmp_path / "a.jsonl", {"text": "a"}), None)
+    with pytest.raises(DataError, match=r":1: has the columns txt; needed: text; or prompt and"):
+        _read(_write(tmp_path / "a.jsonl", {"txt": "a"}), None)
     both = _write(tmp_path / "b.jsonl", {**GOOD, "messages": [USER, ANSWER]})
-    with pytest.raises(DataError, match="columns of both types"):
-        read_rows(both, None)
-    assert read_rows(both, "messages").type == "messages"
+    with pytest.raises(DataError, match="columns of several types"):
+        _read(both, None)
+    assert _read(both, "messages").type == "messages"
 
 
 def test_a_given_type_is_not_second_guessed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r":1: has no column messages \(found prompt, completion"):
-        read_rows(_write(tmp_path / "a.jsonl", GOOD), "messages")
+        _read(_write(tmp_path / "a.jsonl", GOOD), "messages")
 
 
 def test_bytes_that_are_not_utf8_name_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "caf\xe9", "completion": "b"}\n')
     with pytest.raises(DataError, match=r":2: is not UTF-8 \(byte 16\)"):
-        read_rows(str(path), None)
+        _read(str(path), None)
 
 
 def test_many_bad_rows_are_counted_and_ten_shown(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", GOOD, *[{"prompt": "a"}] * 25)
     with pytest.raises(DataError) as caught:
-        read_rows(path, None)
+        _read(path, None)
     lines = str(caught.value).splitlines()
     assert lines[0].endswith("25 of 26 rows cannot be used")
     assert [f"{path}:{line}:" in lines[line - 1] for line in range(2, 12)] == [True] * 10

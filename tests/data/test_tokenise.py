@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorafusion.data import tokenise
 from lorafusion.data.dataset import Sample
 from lorafusion.data.formats import Conversation, Message, PromptCompletion, Row
-from lorafusion.data.rows import Rows
-from lorafusion.data.tokenise import tokenise_rows
+from lorafusion.data.rows import PlacedRow
+from lorafusion.data.sources import FilePart
 from lorafusion.errors import DataError
 
 HEADER = "<|im_start|>assistant\n"
 END = "<|im_end|>"
 
 
-def _pairs(*pairs: tuple[str, str]) -> Rows:
-    return _rows("prompt_completion", [PromptCompletion(*pair) for pair in pairs])
+def tokenise_rows(rows: list[Row], tokenizer: Any, **settings: Any) -> Iterator[Sample]:
+    part = FilePart(Path("a.jsonl"))
+    placed = [PlacedRow(row, part, line) for line, row in enumerate(rows, start=1)]
+    return tokenise.tokenise_rows(placed, tokenizer, name="a.jsonl", **settings)
 
 
-def _chats(*chats: str) -> Rows:
+def _pairs(*pairs: tuple[str, str]) -> list[Row]:
+    return [PromptCompletion(*pair) for pair in pairs]
+
+
+def _chats(*chats: str) -> list[Row]:
     """Each chat is written as ``user: hi | assistant: no``."""
     conversations: list[Row] = []
     for chat in chats:
         turns = [turn.split(": ", 1) for turn in chat.split(" | ")]
         conversations.append(Conversation(tuple(Message(*turn) for turn in turns)))
-    return _rows("messages", conversations)
-
-
-def _rows(type_: Any, rows: list[Row]) -> Rows:
-    return Rows("a.jsonl", type_, tuple(rows), tuple(range(1, len(rows) + 1)))
+    return conversations
 
 
 def _text(tokenizer: Any, sample: Sample) -> str:
