@@ -1,0 +1,69 @@
+"""What the Triton kernels share: reading the tables, and making the dropout mask again.
+
+The mask is :mod:`lorafusion.kernels.dropout`'s, bit for bit, whatever the tile sizes.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lorafusion.kernels import packed, tiles
+
+TILE = tl.constexpr(tiles.COLUMNS)
+FORM = tl.constexpr(packed.COLUMNS)
+_GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
+
+
+@triton.jit
+def load_tile(p_tiles, i_tile):
+    """Segment, first row (int64) and number of rows of a tile."""
+    p_tile = p_tiles + i_tile * TILE
+    return tl.load(p_tile), tl.load(p_tile + 1).to(tl.int64), tl.load(p_tile + 2)
+
+
+@triton.jit
+def load_float(p_bits):
+    """The float32 whose bits a table of int64 holds."""
+    return tl.load(p_bits).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def finalise(z):
+    """SplitMix64's finaliser on uint64."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+@triton.jit
+def _fold(state, word):
+    """One step of hash64; ``word`` is int64."""
+    return finalise((state ^ word.to(tl.uint64, bitcast=True)) + _GOLDEN)
+
+
+@triton.jit
+def load_row_keys(p_prefix, p_sample, p_position, p_form, row, o_m, m_m):
+    """hash64(seed, step, module, sample, position) of the rows ``row + o_m``, uint64.
+
+    Folded here: 16 bytes a row and 16 a tile, where keys made ahead would be 8 bytes a row, but
+    written by one more kernel for every module and microbatch.
+    """
+    # The rows of a segment are of one job and step: they share their prefix.
+    b_prefix = tl.load(p_prefix + row).to(tl.uint64, bitcast=True)
+    b_job = _fold(b_prefix, tl.load(p_form + 6))
+    b_key = _fold(b_job, tl.load(p_sample + row + o_m, mask=m_m, other=0))
+    return _fold(b_key, tl.load(p_position + row + o_m, mask=m_m, other=0))
+
+
+@triton.jit
+def keep_mask(b_key, column, b_threshold, BM: tl.constexpr, BC: tl.constexpr):
+    """[BM, BC]: which elements of the columns from ``column``, a multiple of 4, are kept."""
+    o_group = (column // 4 + 1 + tl.arange(0, BC // 4)).to(tl.uint64)
+    b_z = finalise(b_key[:, None] + (o_group * _GOLDEN)[None, :])
+    b_low, b_high = b_z.to(tl.uint32), (b_z >> 32).to(tl.uint32)
+    # Joined in 16 bits: where the lanes change threads, they go through shared memory.
+    b_even = tl.join((b_low & 0xFFFF).to(tl.uint16), (b_high & 0xFFFF).to(tl.uint16))
+    b_odd = tl.join((b_low >> 16).to(tl.uint16), (b_high >> 16).to(tl.uint16))
+    b_lanes = tl.reshape(tl.join(b_even, b_odd), [BM, BC])
+    return b_lanes.to(tl.int32) >= b_threshold
