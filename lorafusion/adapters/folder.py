@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 from pydantic import ValidationError
 
 from lorafusion.adapters.lora import LoraConfig
@@ -182,6 +181,8 @@ def stored_tensors(folder: Path, data: bytes) -> dict[str, StoredTensor]:
 
 def bad_tensor(tensors: dict[str, StoredTensor]) -> str | None:
     """Why a tensor is of no use: its key, and what is wrong with it. None if all are sound."""
+    import numpy as np
+
     for key, tensor in tensors.items():
         if tensor.dtype not in _NUMPY:
             return f"{key} is of type {tensor.dtype}; allowed: {', '.join(_NUMPY)}"

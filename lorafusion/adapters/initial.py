@@ -160,7 +160,7 @@ def check_fit(adapter: StoredAdapter, names: ModuleNames, base_model: str) -> No
 
 def note_on_base(source: AdapterFolder, base_model: str) -> str | None:
     """A sentence if the folder names another base: a moved folder, or other weights."""
-    if source.base_model in ("", base_model):
+    if not source.base_model or not base_model or source.base_model == base_model:
         return None
     return (
         f"init_from {source.folder} was trained on {source.base_model}, and this run's base is "
