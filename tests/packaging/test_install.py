@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOP_LEVEL = ("kernels", "planner", "launch", "jobs")
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
-NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
+NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "*.so")
 
 # Run away from the checkout, so that only what was installed can be found.
 CHECK = """
@@ -32,8 +32,12 @@ for name in ("kernels", "planner", "launch", "jobs"):
     assert importlib.util.find_spec(name) is None, f"{name} is a top-level package"
 for name in ("kernels.layout", "models", "training"):
     assert importlib.util.find_spec(f"lorafusion.{name}"), f"lorafusion.{name} is missing"
+import shutil
 import lorafusion.jobs.schema
 import lorafusion.planner.plan
+from lorafusion.kernels.native import library
+built = [library._path(name) for name in library.BUILDS.values()]
+assert any(built) or not any(map(shutil.which, ("cc", "gcc", "clang"))), "the loops are missing"
 assert files("lorafusion").joinpath("py.typed").is_file()
 assert "jobs:" in files("lorafusion.jobs").joinpath("examples/demo.yaml").read_text()
 print(lorafusion.__file__)
@@ -131,6 +135,7 @@ def test_sdist_mirrors_the_checkout(dist: Path) -> None:
         "LICENSE",
         "jobs/examples/demo.yaml",
         "kernels/layout.py",
+        "kernels/native/lora.cpp",
         "tests/conftest.py",
         "tests/packaging/test_install.py",
     } <= names
