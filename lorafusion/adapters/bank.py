@@ -106,11 +106,6 @@ class AdapterBank:
         """Whether the base stores weights as [in, out], which PEFT's folders have to say."""
         return any(not isinstance(linear, nn.Linear) for linear in self._linears.values())
 
-    def shape(self, name: str) -> tuple[int, int]:
-        """(out, in) of a linear."""
-        out_features, in_features = weight_NK(self._linears[name]).shape
-        return out_features, in_features
-
     @property
     def names(self) -> ModuleNames:
         """The base's modules, as they were before any was wrapped."""

@@ -6,7 +6,7 @@ Names are matched without torch: ``lorafusion validate`` has them from an earlie
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorafusion.errors import AdapterError
 
@@ -46,7 +46,7 @@ def module_names(model: nn.Module) -> ModuleNames:
     )
 
 
-def _out_in(linear: nn.Module) -> tuple[int, int]:
+def _out_in(linear: Any) -> tuple[int, int]:
     from torch import nn
 
     rows, columns = linear.weight.shape

@@ -15,6 +15,7 @@ import torch
 from lorafusion.errors import ModelError
 from lorafusion.models.head import Head
 from lorafusion.models.load import Base
+from lorafusion.models.refusals import longest_sample
 
 # Relative error of the logits. Wrong wiring shows as errors near 1. In float64 too, transformers'
 # norms and eager softmax are float32.
@@ -41,7 +42,7 @@ def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
     Raises:
         ModelError: The logits differ.
     """
-    samples = _samples(head.weight_VD.shape[0], head.weight_VD.device)
+    samples = _samples(base, head)
     with _short_windows(base.model):
         base.model.set_attn_implementation(base.attention)
         states, expected = _alone(base.model, samples)
@@ -56,18 +57,22 @@ def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
         raise _unfit(base, error, "gives other logits when its layers are called one by one")
 
 
-def _samples(vocabulary: int, device: torch.device) -> list[torch.Tensor]:
-    rows = torch.arange(sum(_LENGTHS), device=device)
-    # A prime step spreads the tokens over the vocabulary; the first ones are often special.
-    return list(((rows * 7919 + 3) % vocabulary).split(_LENGTHS))
+def _samples(base: Base, head: Head) -> list[torch.Tensor]:
+    limit = longest_sample(base.model.config) or max(_LENGTHS)
+    lengths = [min(length, limit) for length in _LENGTHS]
+    rows = torch.arange(sum(lengths), device=head.weight_VD.device)
+    # A prime step spreads the tokens over the vocabulary, whose first ones are often special.
+    return list(((rows * 7919 + 3) % head.weight_VD.shape[0]).split(lengths))
 
 
 def _alone(model: Any, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the model's own head takes and what the model returns, each sample by itself."""
     states: list[torch.Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _module, args: states.append(args[0][0])
-    )
+
+    def note(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        states.append(args[0][0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(note)
     try:
         logits = [model(input_ids=s[None], use_cache=False).logits[0] for s in samples]
     finally:

@@ -9,6 +9,7 @@ and return what they are given. No family is named here.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,8 @@ class Decoder:
         # A shallow copy that shares every other module: the decoder itself is not touched. Made
         # anew each time, since modules beside the layers may have been wrapped in the meantime.
         shell = copy.copy(self._decoder)
-        shell._modules = {**self._decoder._modules, self._name: nn.ModuleList(recorders)}
+        vars(shell)["_modules"] = dict(vars(shell)["_modules"])
+        setattr(shell, self._name, nn.ModuleList(recorders))
         output = shell(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False)
         return recorders, output.last_hidden_state
 
@@ -99,7 +101,7 @@ class Decoder:
         """Names of the modules that the decoder calls after its last layer."""
         called: list[str] = []
         hooks = [
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
+            module.register_forward_hook(_append_to(called, name))
             for name, module in self._decoder.named_children()
             if name != self._name
         ]
@@ -110,6 +112,8 @@ class Decoder:
         finally:
             for hook in hooks:
                 hook.remove()
+        if called.count(self._name) != len(recorders):
+            raise self._unfit("does not call each of its layers once")
         hidden = recorders[0].hidden
         if any(not torch.equal(recorder.hidden, hidden) for recorder in recorders):
             raise self._unfit("changes the hidden state between its layers")
@@ -151,6 +155,13 @@ class _Recorder(nn.Module):
         self.hidden = hidden
         self.call = LayerCall(tuple(rest), kwargs)
         return hidden
+
+
+def _append_to(names: list[str], name: str) -> Callable[..., None]:
+    def hook(*_: object) -> None:
+        names.append(name)
+
+    return hook
 
 
 def _tensor_mask(call: LayerCall) -> bool:

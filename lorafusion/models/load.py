@@ -87,16 +87,44 @@ def load_base(base_model: str, dtype: str) -> Base:
     model, info = _from_pretrained(
         AutoModelForCausalLM, base_model, dtype=DTYPES[dtype], output_loading_info=True
     )
+    _refuse_missing(base_model, info)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    attention: str = model.config._attn_implementation
+    return Base(base_model, model, dict(model.named_parameters()), attention)
+
+
+def load_as_stored(base_model: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model in the number format of its files and with its own settings, to be saved again.
+
+    Returns:
+        The model, and the names of tensors in its files that it has no use for.
+
+    Raises:
+        ModelError: There is no such causal LM, it is quantised, or weights are missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if getattr(_from_pretrained(AutoConfig, base_model), "quantization_config", None) is not None:
+        raise ModelError(
+            f"base_model {base_model!r} is quantised, so its weights cannot be changed a little; "
+            "allowed: weights in float32, bfloat16, float16 or float64. Give the model that it was "
+            "quantised from."
+        )
+    model, info = _from_pretrained(
+        AutoModelForCausalLM, base_model, dtype="auto", output_loading_info=True
+    )
+    _refuse_missing(base_model, info)
+    return model, sorted(info["unexpected_keys"])
+
+
+def _refuse_missing(base_model: str, info: Any) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"base_model {base_model!r}: {len(missing)} weights are not in the checkpoint, such as "
             f"{missing[0]}; they would be random. Fetch the model again."
         )
-    model.eval().requires_grad_(False)
-    model.config.use_cache = False
-    attention: str = model.config._attn_implementation
-    return Base(base_model, model, dict(model.named_parameters()), attention)
 
 
 def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:

@@ -120,7 +120,7 @@ def _stateful(config: Any) -> str | None:
 
 
 def _layer_types(config: Any) -> str | None:
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds: set[str] = set(getattr(config, "layer_types", None) or ())
     if getattr(config, "attention_chunk_size", None):
         kinds.add("chunked_attention")
     others = sorted(kinds - _LAYER_TYPES)

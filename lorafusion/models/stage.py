@@ -6,7 +6,7 @@ microbatch, and a slice of ``model.layers`` would count layers from zero again.
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from lorafusion.models.decoder import Decoder
 from lorafusion.models.head import Head
 from lorafusion.models.load import Base
 from lorafusion.models.loss import weighted_cross_entropy
+from lorafusion.models.refusals import longest_sample
 
 
 class Stage(nn.Module):
@@ -43,6 +44,7 @@ class Stage(nn.Module):
             )
         base.model.set_attn_implementation(attention.NAME)
         self.head = head
+        self._longest = longest_sample(base.model.config)
         self._decoder = Decoder(
             base.model.get_decoder(), base.model.config.get_text_config().num_hidden_layers
         )
@@ -55,11 +57,15 @@ class Stage(nn.Module):
         Args:
             tokens_T: int64 [T], the samples one after the other, no padding.
             layout: Rows -> samples and jobs; bound for the length of this call.
+
+        Raises:
+            ModelError: A sample is longer than the base can take, see :func:`longest_sample`.
         """
+        self._check_lengths(layout)
         with bind_layout(layout):
             hidden, calls = self._decoder.open(tokens_T, layout.row_position_T)
             for layer, call in zip(self.layers, calls, strict=True):
-                hidden = _first(layer(hidden, *call.args, **call.kwargs))
+                hidden = layer(hidden, *call.args, **call.kwargs)
             return self._decoder.close(hidden)[0]
 
     def loss(
@@ -78,11 +84,14 @@ class Stage(nn.Module):
         weights_L = weights_L.to(torch.promote_types(hidden_LD.dtype, torch.float32))
         return weighted_cross_entropy(hidden_LD, self.head, targets_L, weights_L)
 
+    def _check_lengths(self, layout: AdapterLayout) -> None:
+        rows = max((stop - start for start, stop in pairwise(layout.sample_starts)), default=0)
+        if self._longest is not None and rows > self._longest:
+            raise ModelError(
+                f"a sample has {rows} tokens, and the base takes up to {self._longest}. Lower "
+                "max_seq_len."
+            )
+
     def _packed(self, samples: list[torch.Tensor]) -> torch.Tensor:
         segment = Segment(-1, 0, 0, range(len(samples)), [len(sample) for sample in samples])
         return self(torch.cat(samples), AdapterLayout.build([segment], {}, training=False))
-
-
-def _first(output: Any) -> torch.Tensor:
-    """The hidden state, which some layers return beside other things."""
-    return output[0] if isinstance(output, tuple) else output

@@ -31,6 +31,7 @@ from lorafusion.errors import (
 from lorafusion.files import token_cache, write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import Base, load_base
+from lorafusion.models.refusals import longest_sample
 from lorafusion.models.stage import Stage
 from lorafusion.training import folders
 from lorafusion.training.checkpoint import Checkpoint, Json, check_fingerprint, newest
@@ -239,7 +240,7 @@ class _Run:
 
     def _fit_length(self, spec: JobSpec) -> JobSpec:
         """A default ``max_seq_len`` gives way to a shorter base; one that was set does not."""
-        longest = getattr(self._base.model.config, "max_position_embeddings", None)
+        longest = longest_sample(self._base.model.config)
         if longest is None or spec.max_seq_len <= longest:
             return spec
         if "max_seq_len" in spec.model_fields_set:
