@@ -25,7 +25,7 @@ from lorafusion.kernels.layout import AdapterLayout, FusedForm, ModuleAdapters
 from lorafusion.kernels.tiles import int64_table
 
 COLUMNS = 8
-"""A's address, B's address, rank, dropout threshold, bits of scale and of 1/(1-p), module key, 0."""
+"""Addresses of A and B, rank, dropout threshold, bits of scale and of 1/(1-p), module key, 0."""
 ALIGNMENT = 16
 """Elements that a factor's rows and S's rows are multiples of."""
 

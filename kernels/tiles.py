@@ -14,6 +14,7 @@ Example: segments of 70, 0 and 3 rows in tiles of 32 rows::
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 
 import torch
 
@@ -25,9 +26,7 @@ def tile_rows(segment_starts: tuple[int, ...], height: int) -> list[tuple[int, i
     """Segment, first row and number of rows of every tile of at most ``height`` rows, in order."""
     return [
         (segment, row, min(height, stop - row))
-        for segment, (start, stop) in enumerate(
-            zip(segment_starts[:-1], segment_starts[1:], strict=True)
-        )
+        for segment, (start, stop) in enumerate(pairwise(segment_starts))
         for row in range(start, stop, height)
     ]
 

@@ -1,0 +1,32 @@
+"""The GPU's grad_input: one GEMM, the masked LoRA product in its accumulator."""
+
+from __future__ import annotations
+
+import torch
+
+from lorafusion.kernels.launch_configs import KernelExample, LaunchConfig, choose_config
+from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
+from lorafusion.kernels.packed import pack
+from lorafusion.kernels.triton_gemm import gemm_examples, lora_gemm
+
+
+def grad_input(
+    dy_TN: torch.Tensor,
+    weight_NK: torch.Tensor,
+    ds_TR: torch.Tensor,
+    layout: AdapterLayout,
+    adapters: ModuleAdapters,
+    *,
+    config: LaunchConfig | None = None,
+) -> torch.Tensor:
+    """See the op."""
+    forms = pack(layout, adapters, dy_TN)
+    config = config or choose_config("grad_input", dy_TN, forms.chunk)
+    return lora_gemm(dy_TN, weight_NK, None, ds_TR, layout, forms, config, backward=True)
+
+
+def examples(
+    config: LaunchConfig, *, chunk: int, dtype: torch.dtype, dropout: bool
+) -> list[KernelExample]:
+    """See :func:`lorafusion.kernels.launch_configs.examples`."""
+    return gemm_examples(config, chunk=chunk, dtype=dtype, dropout=dropout, backward=True)
