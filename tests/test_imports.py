@@ -32,14 +32,16 @@ ALLOWED = {
     "preflight": {"base_names", "row_counts", "models", "adapters", "data", *PLAIN},
     "training": {"models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
+    "merging": {"models", "adapters", *BASE},
     "bench": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
     # Of the training side it imports nothing but in child processes: it may be what is broken.
-    "doctor": {"launch", "training", "models", "adapters", "data", *PLAIN},
+    "doctor": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
     "api": {"launch", "training", "data", "adapters", *PLAIN},
     "__main__": {"cli"},
     "cli": {
         "bench",
         "doctor",
+        "merging",
         "launch",
         "training",
         "models",

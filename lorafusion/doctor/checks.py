@@ -18,6 +18,7 @@ CHECKS: tuple[Check, ...] = (
     Check("Machine", "shared_memory", machine.shared_memory),
     Check("Devices", "gpu", devices.accelerators),
     Check("Devices", "triton", devices.triton),
+    Check("Tools", "cpu_kernels", devices.cpu_kernels),
     Check("Tools", "compiler", tools.compiler),
     Check("Tools", "deepspeed", tools.deepspeed),
     Check("Tools", "ortools", packages.planner_solver),

@@ -14,6 +14,7 @@ from lorafusion.doctor.requirements import allows, core, installed
 from lorafusion.doctor.surroundings import Surroundings
 
 _CPU_TODAY = "training runs on the CPU today"
+_TORCH_LOOPS = "adapters run in torch operations: the same results, slower"
 _SELECTOR = "https://pytorch.org/get-started/locally"
 
 
@@ -35,6 +36,26 @@ def torch(around: Surroundings) -> Finding:
         fix = f"pip install {wanted.pip}"
         return Finding("missing", found, f"LoRAFusion needs torch {wanted.versions}", fix)
     return Finding("ok", found, "it loads, and training can use it")
+
+
+def cpu_kernels(around: Surroundings) -> Finding:
+    """The loops that are compiled when LoRAFusion is installed."""
+    facts = around.facts("torch")
+    if "error" in facts:
+        return Finding(
+            "warning", "torch cannot be loaded, and they share its threads", _TORCH_LOOPS
+        )
+    loops = facts["loops"]
+    if loops["build"]:
+        return Finding("ok", f"{loops['build']} is loaded", "adapters run in compiled loops")
+    if around.env.get("LORAFUSION_NATIVE") == "0":
+        fix = "unset LORAFUSION_NATIVE"
+        return Finding("warning", "turned off by LORAFUSION_NATIVE=0", _TORCH_LOOPS, fix)
+    if loops["error"]:
+        found = f"they cannot be loaded: {loops['error']}"
+    else:
+        found = "they were not built: there was no C++ compiler at the installation"
+    return Finding("warning", found, _TORCH_LOOPS, "install a C++ compiler, then LoRAFusion again")
 
 
 def accelerators(around: Surroundings) -> Finding:

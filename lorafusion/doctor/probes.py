@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lorafusion.doctor.requirements import core, installed
@@ -57,9 +58,21 @@ def torch() -> dict[str, Any]:
         "hip": torch.version.hip,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "loops": _loops(),
         "devices": devices if available else [],
         "reason": " ".join(str(each.message) for each in caught)[:300],
     }
+
+
+def _loops() -> dict[str, str | None]:
+    """The compiled loops of the CPU backend: the build that was loaded, or why none was."""
+    from lorafusion.kernels.native.library import library
+
+    try:
+        loaded = library()
+    except OSError as error:
+        return {"build": None, "error": describe(error)}
+    return {"build": Path(loaded._name).name if loaded else None, "error": None}
 
 
 def _device(index: int) -> dict[str, Any]:
@@ -94,11 +107,9 @@ def triton() -> dict[str, Any]:
 
 def self_test() -> dict[str, Any]:
     """Train two tiny jobs, and compare."""
-    from lorafusion.cli.quiet import quiet_transformers
     from lorafusion.launch.environment import prepare_environment
 
     prepare_environment()
-    quiet_transformers()
     from lorafusion.doctor.tiny_run import train_and_compare
 
     return train_and_compare()

@@ -23,7 +23,7 @@ _INSTALL = {
     "pacman": ("pacman -S gcc", "pacman -S python"),
     "brew": ("xcode-select --install", "brew install python"),
 }
-_MEANS = "torch.compile and compiled CPU kernels need it; without, results are the same"
+_MEANS = "the CPU kernels are built with it; without, results are the same, and slower"
 _PROGRAM = "#include <vector>\nint main() { return std::vector<int>().size(); }\n"
 
 
