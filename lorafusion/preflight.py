@@ -17,12 +17,13 @@ from lorafusion.adapters.lora import LoraConfig
 from lorafusion.adapters.targets import ModuleNames, match_targets
 from lorafusion.base_names import base_module_names
 from lorafusion.data.counts import rows_left, steps_per_epoch, total_steps
+from lorafusion.data.formats import describe_trained
 from lorafusion.data.template import read_template
 from lorafusion.errors import AdapterError, DataError, ModelError, Problem
 from lorafusion.jobs.loading import RunFile
 from lorafusion.jobs.schema import DatasetConfig, JobSpec, PathText
 from lorafusion.jobs.yaml_tree import Node
-from lorafusion.row_counts import count_rows
+from lorafusion.row_counts import RowCount, count_rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -39,6 +40,7 @@ class JobSummary:
         modules: Linears of the base that it adapts; None if the base could not be looked at.
         steps: Optimizer steps if no row is dropped (a row is, when its answer begins after
             ``max_seq_len``); None if the file cannot be used.
+        trains: What of a row is trained, and the type of the rows, in words.
     """
 
     name: str
@@ -47,6 +49,7 @@ class JobSummary:
     rank: int | None
     modules: int | None
     steps: int | None
+    trains: str | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class _Check:
         self._base_model = ""
         self._names: ModuleNames | None = None
         self._sources: dict[str, AdapterFolder | AdapterError] = {}
-        self._rows: dict[str, int | DataError] = {}
+        self._rows: dict[str, RowCount | DataError] = {}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -122,7 +125,7 @@ class _Check:
             self._add(("base_model",), str(error), allowed, "Choose another base_model.")
 
     def job(self, index: int, job: JobSpec) -> JobSummary:
-        rows = self._job_rows(index, job)
+        rows, trains = self._job_rows(index, job)
         self._output(index, job)
         self._starting_point(index, job)
         rank, modules = self._adapter(index, job.adapter)
@@ -133,23 +136,27 @@ class _Check:
             rank=rank,
             modules=modules,
             steps=_steps(job, rows) if rows else None,
+            trains=trains,
         )
 
-    def _job_rows(self, index: int, job: JobSpec) -> int | None:
+    def _job_rows(self, index: int, job: JobSpec) -> tuple[int | None, str | None]:
+        """Rows to train on, and what of them is trained, where these are known."""
         if job.eval.dataset is not None:
             self._count(("jobs", index, "eval", "dataset", "path"), job.eval.dataset)
-        rows = self._count(("jobs", index, "dataset", "path"), job.dataset)
-        if rows is None:
-            return None
+        found = self._count(("jobs", index, "dataset", "path"), job.dataset)
+        if found is None:
+            return None, None
+        trains = f"{describe_trained(found.type, job.dataset.trained)} ({found.type})"
         try:
-            return rows_left(rows, val_size=job.eval.val_size)
+            return rows_left(found.rows, val_size=job.eval.val_size), trains
         except DataError as error:
             path = ("jobs", index, "eval", "val_size")
+            allowed = f"0 to {found.rows - 1} of the {found.rows} rows"
             fix = "Hold out fewer rows, or name a held-out file in eval.dataset."
-            self._add(path, str(error), f"0 to {rows - 1} of the {rows} rows", fix)
-            return None
+            self._add(path, str(error), allowed, fix)
+            return None, trains
 
-    def _count(self, path: tuple[str | int, ...], dataset: DatasetConfig) -> int | None:
+    def _count(self, path: tuple[str | int, ...], dataset: DatasetConfig) -> RowCount | None:
         """The rows of a file, each read and checked; None where there is a problem."""
         key = dataset.model_dump_json()
         if key not in self._rows:
@@ -159,7 +166,7 @@ class _Check:
             except DataError as error:
                 self._rows[key] = error
         found = self._rows[key]
-        if isinstance(found, int):
+        if isinstance(found, RowCount):
             return found
         allowed = "rows with the columns of a type (see `type` under `dataset` in the docs)"
         self._add(path, str(found), allowed, "Mend the file, or name another.")

@@ -224,12 +224,14 @@ def watch(names: Sequence[str], console: Console) -> Board:
 
 
 def describe(report: DatasetReport) -> str:
-    """What became of a dataset's rows, in a few words."""
+    """What became of a dataset's rows and what of them is trained, in a few words."""
     parts = [f"{report.kept:,} samples"]
     if report.cut:
         parts.append(f"{report.cut:,} cut to max_seq_len")
     if report.dropped:
         parts.append(f"{report.dropped:,} dropped: nothing to train on within max_seq_len")
+    trained = f"{report.share:.1%} of {report.tokens:,} tokens trained"
+    parts.append(f"{trained}: {report.trains}" if report.trains else trained)
     return ", ".join(parts)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, cast
 
 import numpy as np
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from lorafusion.data.dataset import DatasetReport, Sample, TokenisedDataset
@@ -39,23 +40,52 @@ def command(
     dataset = load_dataset(spec.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=cache)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"job {spec.name}, base {run.base_model}")
-    show_report(console, dataset.report, spec.max_seq_len)
-    _show_held_out(console, spec, dataset, tokenizer)
+    _show_reports(console, spec, dataset, tokenizer)
     _show_legend(console)
     for i in range(min(rows, len(dataset))):
         show_sample(console, dataset, i, tokenizer)
 
 
-def show_report(console: Console, report: DatasetReport, max_seq_len: int) -> None:
-    """Print what became of a dataset's rows."""
-    share = report.trained_tokens / report.tokens
-    console.print(f"dataset {report.path}")
-    console.print(
+def show_reports(console: Console, reports: Mapping[str, DatasetReport], max_seq_len: int) -> None:
+    """Print what became of each dataset's rows: a table on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        for use, report in reports.items():
+            console.print(_in_lines(use, report, max_seq_len))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", show_header=True)
+    table.add_column("")
+    for use in reports:
+        table.add_column(use, justify="right")
+    cells = [_cells(report, max_seq_len) for report in reports.values()]
+    for name in cells[0]:
+        style = TRAINED_STYLE if name.startswith("trained") else ""
+        table.add_row(name, *(column[name] for column in cells), style=style)
+    console.print(table)
+
+
+def _cells(report: DatasetReport, max_seq_len: int) -> dict[str, str]:
+    return {
+        "rows of": Path(report.path).name,
+        "format": report.type,
+        "rows": f"{report.rows:,}",
+        "dropped": f"{report.dropped:,}",
+        "kept": f"{report.kept:,}",
+        f"cut to {max_seq_len}": f"{report.cut:,}",
+        "tokens": f"{report.tokens:,}",
+        "per sample": f"{report.tokens / report.kept:.0f}",
+        "trained tokens": f"{report.trained_tokens:,}",
+        "trained share": f"{report.share:.1%}",
+        "trained part": report.trains,
+    }
+
+
+def _in_lines(use: str, report: DatasetReport, max_seq_len: int) -> str:
+    return (
+        f"{use}: {report.path}\n"
+        f"  format {report.type}: trained are {report.trains}\n"
         f"  rows {report.rows:,}: kept {report.kept:,} (cut to {max_seq_len} tokens: "
-        f"{report.cut:,}), dropped {report.dropped:,} (nothing to train on in them)"
-    )
-    console.print(
-        f"  tokens {report.tokens:,}: trained {report.trained_tokens:,} ({share:.1%}), "
+        f"{report.cut:,}), dropped {report.dropped:,} (nothing to train on in them)\n"
+        f"  tokens {report.tokens:,}: trained {report.trained_tokens:,} ({report.share:.1%}), "
         f"{report.tokens / report.kept:.0f} per sample"
     )
 
@@ -118,16 +148,17 @@ def _find_job(run: RunSpec, name: str, *, file: str) -> JobSpec:
     )
 
 
-def _show_held_out(
+def _show_reports(
     console: Console, spec: JobSpec, dataset: TokenisedDataset, tokenizer: Tokenizer
 ) -> None:
+    reports = {"dataset": dataset.report}
     if spec.eval.dataset is not None:
         held_out = load_dataset(
             spec.eval.dataset, tokenizer, max_seq_len=spec.max_seq_len, cache_dir=token_cache()
         )
-        console.print("held out, a file of its own:")
-        show_report(console, held_out.report, spec.max_seq_len)
-    elif spec.eval.val_size:
+        reports["held out, a dataset of its own"] = held_out.report
+    show_reports(console, reports, spec.max_seq_len)
+    if spec.eval.val_size:
         train, held = split_held_out(len(dataset), val_size=spec.eval.val_size, seed=spec.seed)
         console.print(f"held out {len(held):,} samples, {len(train):,} left to train on")
 

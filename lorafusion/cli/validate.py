@@ -18,7 +18,7 @@ from lorafusion.errors import JobFileError
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.preflight import JobSummary, Preflight, check_run_file
 
-HEADERS = ("job", "dataset", "rows", "rank", "modules", "steps")
+HEADERS = ("job", "dataset", "rows", "rank", "modules", "steps", "trained")
 
 
 def command(

@@ -42,6 +42,15 @@ class DatasetReport:
     """Tokens of all samples."""
     trained_tokens: int
     """Those of them that are targets."""
+    type: str = ""
+    """Format of the rows."""
+    trains: str = ""
+    """What of a row is trained, in words."""
+
+    @property
+    def share(self) -> float:
+        """Trained tokens of all tokens, 0 to 1."""
+        return self.trained_tokens / self.tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +117,7 @@ def build_dataset(samples: Iterable[Sample], *, path: str, max_seq_len: int) -> 
     Raises:
         DataError: Nothing is left to train on.
     """
-    kept: list[Sample] = []
+    flat = _Flat()
     rows: list[int] = []
     cut = total = shortest = 0
     for row, sample in enumerate(samples):
@@ -117,13 +126,25 @@ def build_dataset(samples: Iterable[Sample], *, path: str, max_seq_len: int) -> 
         fitted = fit(sample, max_seq_len)
         if fitted is not None:
             cut += int(targets[-1]) >= max_seq_len
-            kept.append(fitted)
+            flat.append(fitted)
             rows.append(row)
         elif len(targets):
             shortest = min(shortest or int(targets[0]) + 1, int(targets[0]) + 1)
-    if not kept:
+    if not rows:
         raise DataError(_nothing_left(path, total, max_seq_len, shortest))
-    return _flatten(kept, rows, path=path, total=total, cut=cut)
+    input_ids, trained, offsets = flat.arrays()
+    row_array = np.asarray(rows, dtype=np.int64)
+    report = DatasetReport(
+        path=path,
+        rows=total,
+        kept=len(rows),
+        cut=cut,
+        dropped=total - len(rows),
+        tokens=len(input_ids),
+        trained_tokens=int(trained.sum()),
+    )
+    content_hash = hash_content(input_ids, trained, offsets, row_array)
+    return TokenisedDataset(input_ids, trained, offsets, row_array, report, content_hash)
 
 
 def hash_content(*arrays: npt.NDArray[np.generic]) -> str:
@@ -135,24 +156,36 @@ def hash_content(*arrays: npt.NDArray[np.generic]) -> str:
     return digest.hexdigest()
 
 
-def _flatten(
-    kept: list[Sample], rows: list[int], *, path: str, total: int, cut: int
-) -> TokenisedDataset:
-    input_ids = np.concatenate([sample.input_ids for sample in kept])
-    trained = np.concatenate([sample.trained for sample in kept])
-    offsets = np.cumsum([0, *(len(sample.input_ids) for sample in kept)], dtype=np.int64)
-    row_array = np.asarray(rows, dtype=np.int64)
-    report = DatasetReport(
-        path=path,
-        rows=total,
-        kept=len(kept),
-        cut=cut,
-        dropped=total - len(kept),
-        tokens=len(input_ids),
-        trained_tokens=int(trained.sum()),
+class _Flat:
+    """Samples behind each other, joined by the thousand.
+
+    An array object of each takes 200 bytes, more than its tokens where rows are short.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Sample] = []
+        self._joined: list[Sample] = []
+        self._lengths: list[int] = []
+
+    def append(self, sample: Sample) -> None:
+        self._waiting.append(sample)
+        self._lengths.append(len(sample.input_ids))
+        if len(self._waiting) == 1024:
+            self._joined.append(_join(self._waiting))
+            self._waiting = []
+
+    def arrays(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        whole = _join([*self._joined, *self._waiting])
+        return whole.input_ids, whole.trained, np.cumsum([0, *self._lengths], dtype=np.int64)
+
+
+def _join(samples: list[Sample]) -> Sample:
+    return Sample(
+        np.concatenate([sample.input_ids for sample in samples]),
+        np.concatenate([sample.trained for sample in samples]),
     )
-    content_hash = hash_content(input_ids, trained, offsets, row_array)
-    return TokenisedDataset(input_ids, trained, offsets, row_array, report, content_hash)
 
 
 def _nothing_left(path: str, total: int, max_seq_len: int, shortest: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from lorafusion.jobs.schema import Column, DatasetType
+from lorafusion.jobs.schema import Column, DatasetType, TrainOn
 
 COLUMNS: Mapping[DatasetType, tuple[Column, ...]] = {
     "text": ("text",),
@@ -102,9 +102,8 @@ def detect_type(row: object, names: Names) -> DatasetType:
         for type_, needed in COLUMNS.items()
         if all(column in columns for column in names.all(needed))
     ]
-    found: list[DatasetType] = [
-        type_ for type_ in fits if type_ != "text"
-    ] or fits  # it often repeats the others
+    # A column `text` beside those of another type mostly repeats them, as in Stanford's Alpaca.
+    found: list[DatasetType] = [type_ for type_ in fits if type_ != "text"] or fits
     if len(found) == 1:
         return found[0]
     if found:
@@ -117,6 +116,15 @@ def detect_type(row: object, names: Names) -> DatasetType:
         f"has the columns {listed(columns)}; needed: {needs}. "
         "Other names can be mapped, such as `columns: {prompt: question, completion: answer}`"
     )
+
+
+def describe_trained(type_: DatasetType, train_on: TrainOn) -> str:
+    """What of a row is trained, in words."""
+    if type_ == "text" or train_on == "all":
+        return "every token"
+    if type_ == "prompt_completion":
+        return "completions"
+    return "last answers" if train_on == "last" else "answers"
 
 
 def check_columns(columns: Mapping[str, object], type_: DatasetType, names: Names) -> None:

@@ -48,6 +48,10 @@ class DatasetsPart:
         """The dataset and the row."""
         return f"{self.name}: row {number}"
 
+    def stamp(self) -> object:
+        """``datasets`` has its own copy, which nobody writes to."""
+        return None
+
     def identity(self) -> str:
         """The fingerprint that ``datasets`` gives to files, revision and split."""
         return str(self.dataset._fingerprint)

@@ -19,6 +19,7 @@ from lorafusion.data.dataset import (
     build_dataset,
     hash_content,
 )
+from lorafusion.data.formats import describe_trained
 from lorafusion.data.rows import Rows, read_rows
 from lorafusion.data.template import read_template
 from lorafusion.data.tokenise import tokenise_rows
@@ -66,6 +67,11 @@ def load_dataset(
         rows, tokenizer, name=name, train_on=config.trained, chat_template=template
     )
     dataset = build_dataset(samples, path=name, max_seq_len=max_seq_len)
+    rows.source.check_unchanged()
+    report = dataclasses.replace(
+        dataset.report, type=rows.type, trains=describe_trained(rows.type, config.trained)
+    )
+    dataset = dataclasses.replace(dataset, report=report)
     if file is not None:
         _write_cache(file, dataset)
     return dataset

@@ -39,6 +39,10 @@ class Part(Protocol):
         """What the rows depend on, in hexadecimal: equal content, equal identity."""
         ...
 
+    def stamp(self) -> object:
+        """What changes when somebody writes to it."""
+        ...
+
 
 @dataclass(frozen=True)
 class FilePart:
@@ -56,6 +60,14 @@ class FilePart:
         by_line = kind in BY_LINE or kind not in READERS
         return f"{self.path}:{number}" if by_line else f"{self.path}: row {number}"
 
+    def stamp(self) -> object:
+        """Size, and the time of the last change."""
+        try:
+            found = self.path.stat()
+        except OSError:  # gone, which the reader reports
+            return None
+        return found.st_size, found.st_mtime_ns
+
     def identity(self) -> str:
         """SHA-256 of the bytes."""
         try:
@@ -72,10 +84,18 @@ class Source:
     Attributes:
         name: How reports and errors name it.
         parts: Where the rows are.
+        stamps: Of the parts, when the source was opened.
     """
 
     name: str
     parts: tuple[Part, ...]
+    stamps: tuple[object, ...]
+
+    @classmethod
+    def of(cls, name: str, parts: Iterable[Part]) -> Source:
+        """The parts as they are now."""
+        every = tuple(parts)
+        return cls(name, every, tuple(part.stamp() for part in every))
 
     def rows(self) -> Iterator[tuple[Part, int, object]]:
         """Each row with its part and its number there."""
@@ -87,6 +107,15 @@ class Source:
         """What the rows depend on: of one file the SHA-256 of its bytes."""
         found = [part.identity() for part in self.parts]
         return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Refuse what was written to since it was opened: its identity is that of other rows.
+
+        Raises:
+            DataError: It was.
+        """
+        if tuple(part.stamp() for part in self.parts) != self.stamps:
+            raise DataError(f"{self.name}: was changed while it was read; start again")
 
 
 def open_source(config: DatasetConfig) -> Source:
@@ -100,18 +129,18 @@ def open_source(config: DatasetConfig) -> Source:
         from lorafusion.data.hub import DatasetsPart
 
         part = DatasetsPart.load(config)
-        return Source(part.name, (part,))
+        return Source.of(part.name, (part,))
     _check_local(config, path)
     if path.is_dir():
         files = _of_split(config, _of_one_kind(path, _in_folder(config, path)))
-        return Source(config.path, tuple(map(FilePart, files)))
+        return Source.of(config.path, map(FilePart, files))
     if not path.is_file():
         raise DataError(f"{path}: is not a regular file")
     if config.data_files is not None:
         raise DataError(f"{path}: is one file; data_files picks files of a folder, so remove it")
     if config.split not in (None, "train"):
         raise DataError(f"{path}: is one file, of which the only split is train")
-    return Source(config.path, (FilePart(path),))
+    return Source.of(config.path, (FilePart(path),))
 
 
 def _is_for_datasets(config: DatasetConfig, path: Path) -> bool:

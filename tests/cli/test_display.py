@@ -14,7 +14,7 @@ from lorafusion.data.dataset import DatasetReport
 from lorafusion.training.job import StepResult
 from lorafusion.training.result import Generation, JobResult, RunResult
 
-REPORT = DatasetReport("rows.jsonl", 10, 9, 2, 1, 100, 50)
+REPORT = DatasetReport("rows.jsonl", 10, 9, 2, 1, 1000, 500, "messages", "answers")
 BAD = StepResult(2, 0.5, math.nan, 1e-3, math.nan, 100, 50, skipped=True)
 LONG = "customer-support-with-a-very-long-name"
 

@@ -54,7 +54,7 @@ def test_trained_text_stands_in_brackets(run_file: Path) -> None:
     sample = "<|im_start|>user\nyes or no<|im_end|>\n<|im_start|>assistant\n"
     assert f"{sample}⟦no␛[31m [bold]<|im_end|>⟧\n" in out
     assert "rows 1: kept 1" in out
-    assert "held out, a file of its own:" in out
+    assert "held out, a dataset of its own:" in out
 
 
 def test_counts_cuts_and_held_out_rows(run_file: Path) -> None:
