@@ -91,7 +91,8 @@ def _refuse_experts(entry: str, names: ModuleNames, matches: list[str], whole_re
     """Refuse a target that is, or would only be, a part of stacked experts."""
     for name in names.stacked:
         owner = name.rpartition(".")[0]
-        if owner in matches or (not matches and _hits(entry, name, whole_regex)):
+        inside = any(match == owner or match.startswith(f"{owner}.") for match in matches)
+        if inside or (not matches and _hits(entry, name, whole_regex)):
             raise AdapterError(
                 f"target_modules: {entry!r} selects experts ({name}), whose matrices are stacked "
                 "in one tensor and no linear layers, so that they cannot have LoRA here; allowed: "

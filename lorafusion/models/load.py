@@ -137,6 +137,11 @@ def _from_pretrained(auto_class: Any, base_model: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(base_model, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"base_model {base_model!r} needs code of its own from its folder, which is never "
+                "run here; allowed: models that transformers itself has. Choose another base."
+            ) from error
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"base_model {base_model!r} cannot be loaded ({reason}); allowed: the folder of a "

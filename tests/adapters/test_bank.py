@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lorafusion.adapters.bank import AdaptedLinear, AdapterBank, ResidentAdapter
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.errors import AdapterError
+from lorafusion.kernels.binding import bind_layout
 from lorafusion.kernels.hashing import module_key
+from lorafusion.kernels.layout import AdapterLayout, Segment
 
 QV = LoraConfig(r=3, target_modules=("q_proj", "v_proj"))
 ALL = LoraConfig(r=2)
@@ -119,3 +121,38 @@ def test_load_refuses_what_does_not_fit(other: LoraConfig, model: nn.Module) -> 
     with pytest.raises(AdapterError, match="do not fit"):
         target.load(source.parameters())
     assert all(torch.equal(before[name], t) for name, t in target.parameters().items())
+
+
+def test_a_conv1d_is_a_linear_like_any_other() -> None:
+    """Same output and gradients as an ``nn.Linear`` with its weight transposed."""
+    config = GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=2, n_positions=32)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).double().requires_grad_(False)
+    block = model.transformer.h[0]
+    conv = block.attn.c_attn
+    linear = nn.Linear(8, 24, dtype=torch.float64)
+    linear.weight.data, linear.bias.data = conv.weight.T.clone(), conv.bias.clone()
+    bank = AdapterBank(model)
+    assert bank.fan_in_fan_out
+    adapter = add(bank, LoraConfig(r=3, target_modules=("c_attn",)))
+    a, b = adapter.parameters().values()
+    assert (a.shape, b.shape) == ((3, 8), (24, 3))
+    b.data.normal_()
+    layout = AdapterLayout.build([Segment(0, 1, 1, [0], [5])], bank.modules([0]), training=True)
+    x = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
+    with bind_layout(layout):
+        found = block.attn.c_attn(x)
+    factors = [tensor.detach().clone().requires_grad_() for tensor in (a, b)]
+    expected = linear(x) + adapter.config.scale * (x @ factors[0].T) @ factors[1].T
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(found)
+    ours = torch.autograd.grad((found * weights).sum(), [x, a, b])
+    theirs = torch.autograd.grad((expected * weights).sum(), [x, *factors])
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-11, atol=1e-12)
+
+
+def test_plain_linears_are_not_transposed(model: nn.Module) -> None:
+    bank = AdapterBank(model)
+    assert not bank.fan_in_fan_out
+    assert bank.linears_and_head == (*bank.linears, "lm_head")

@@ -5,11 +5,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lorafusion.adapters.targets import match_targets, module_names
 from lorafusion.errors import AdapterError
+from tests.models.families import FAMILIES
 
 TABLE: dict[str, str | tuple[str, ...]] = {
     "all-linear": "all-linear",
@@ -33,17 +35,58 @@ def model(tiny_base: Path) -> nn.Module:
 def test_selects_what_peft_selects(what: str, model: nn.Module) -> None:
     targets = TABLE[what]
     found = match_targets(module_names(model), targets)
+    assert list(found) == peft_selects(model, targets)
+    assert found
+
+
+def peft_selects(model: nn.Module, targets: str | tuple[str, ...]) -> list[str]:
+    """Names of the modules on which PEFT puts LoRA. It changes ``model``."""
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", target_modules=targets if isinstance(targets, str) else list(targets)
     )
-    theirs = peft.get_peft_model(model, config)
-    expected = [
+    return [
         name.removeprefix("base_model.model.")
-        for name, module in theirs.named_modules()
+        for name, module in peft.get_peft_model(model, config).named_modules()
         if isinstance(module, peft.tuners.lora.Linear)
     ]
-    assert list(found) == expected
-    assert expected
+
+
+@pytest.mark.parametrize("how", ["all-linear", "suffixes", "regex"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_selects_what_peft_selects_in_every_family(name: str, how: str) -> None:
+    family = FAMILIES[name]
+    targets = {"all-linear": how, "suffixes": family.suffixes, "regex": family.regex}[how]
+    model = getattr(transformers, family.architecture)(family.config())
+    names = module_names(model)
+    found = match_targets(names, targets)
+    weights = [model.get_submodule(linear).weight.shape for linear in found]
+    assert list(found) == peft_selects(model, targets)
+    assert found
+    assert (how == "all-linear") is (found == names.linears)
+    assert names.head == "lm_head"
+    assert names.head not in names.linears
+    shapes = dict(zip(names.linears, names.shapes, strict=True))
+    transposed = name == "gpt2"
+    assert [shapes[linear] for linear in found] == [
+        tuple(shape)[::-1] if transposed else tuple(shape) for shape in weights
+    ]
+
+
+def test_a_head_of_another_name_is_left_out_too() -> None:
+    """Found by what it is, not by what it is called."""
+
+    class Renamed(transformers.LlamaForCausalLM):
+        def get_output_embeddings(self) -> nn.Module:
+            return self.embed_out
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "vocab_size": 16}
+    model = Renamed(transformers.LlamaConfig(num_hidden_layers=1, **small))
+    model.embed_out = model.lm_head
+    del model.lm_head
+    names = module_names(model)
+    assert names.head == "embed_out"
+    assert not any("embed_out" in name for name in names.linears)
+    assert list(match_targets(names, "all-linear")) == peft_selects(model, "all-linear")
 
 
 @pytest.mark.parametrize(

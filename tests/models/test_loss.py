@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,65 @@ def test_without_gradient_none_is_made() -> None:
     with torch.no_grad():
         total, _ = weighted_cross_entropy(hidden, Head(head), targets, weights)
     assert not total.requires_grad
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "softcap": {"softcap": 3.0},
+    "scale": {"scale": 0.3},
+    "bias": {"bias_V": torch.linspace(-2, 2, V, dtype=torch.float64)},
+    "all": {
+        "softcap": 1.5,
+        "scale": 0.7,
+        "bias_V": torch.linspace(-2, 2, V, dtype=torch.float64),
+    },
+}
+
+
+def plain(hidden: torch.Tensor, weight: torch.Tensor, rules: dict[str, Any]) -> torch.Tensor:
+    """Logits as Gemma's, Cohere's and Phi's code write them."""
+    logits = F.linear(hidden, weight, rules.get("bias_V")) * rules.get("scale", 1.0)
+    cap = rules.get("softcap")
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+@pytest.mark.parametrize("rows", [3, CHUNK_ROWS + 5])
+@pytest.mark.parametrize("what", HEADS)
+def test_heads_with_rules_equal_torch(what: str, rows: int) -> None:
+    hidden, weight, targets, weights = case(rows)
+    head = Head(weight, **HEADS[what])
+    total, each = weighted_cross_entropy(hidden, head, targets, weights)
+    (3 * total).backward()
+    ours, hidden.grad = hidden.grad, None
+    logits = plain(hidden, weight, HEADS[what])
+    torch.testing.assert_close(head.logits(hidden), logits, rtol=1e-12, atol=1e-12)
+    expected_each = F.cross_entropy(logits, targets, reduction="none")
+    (3 * (expected_each * weights).sum()).backward()
+    torch.testing.assert_close(each, expected_each.detach(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(ours, hidden.grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_gradcheck_with_rules(what: str) -> None:
+    hidden, weight, targets, weights = case(5)
+    head = Head(weight, **HEADS[what])
+    assert torch.autograd.gradcheck(
+        lambda h: weighted_cross_entropy(h, head, targets, weights)[0], hidden
+    )
+
+
+def test_a_softcap_of_a_bfloat16_base_is_float32() -> None:
+    hidden, weight, targets, weights = case(40, torch.bfloat16)
+    head = Head(weight, softcap=3.0)
+    total, _ = weighted_cross_entropy(hidden, head, targets, weights)
+    total.backward()
+    logits = head.logits(hidden.detach())
+    assert logits.dtype == torch.float32
+    # Only the product is rounded to bfloat16; the cap then keeps float32's digits.
+    product = F.linear(hidden.detach(), weight).double()
+    torch.testing.assert_close(logits.double(), 3 * torch.tanh(product / 3), rtol=1e-6, atol=1e-6)
+    exact = hidden.detach().double().requires_grad_()
+    capped = plain(exact, weight.double(), {"softcap": 3.0})
+    expected = (F.cross_entropy(capped, targets, reduction="none") * weights.double()).sum()
+    expected.backward()
+    assert total.item() == pytest.approx(float(expected.detach()), rel=5e-3)
+    assert (hidden.grad.double() - exact.grad).norm() / exact.grad.norm() < 2e-2
