@@ -104,11 +104,11 @@ JOB = {
             "adapter.task_type": "lora_task_type",
             "adapter.fan_in_fan_out": "lora_fan_in_fan_out",
             "adapter.init_lora_weights": "peft_init_lora_weights",
-            "learning_rate": "lr optimizer.lr",
+            "learning_rate": "lr optimizer.lr optimizer.init_args.lr",
             "lr_scheduler": "scheduler",
             "warmup_steps": "num_warmup_steps lr_warmup_steps train.lr_warmup_steps",
-            "weight_decay": "optimizer.weight_decay",
-            "adam_epsilon": "adam_eps eps optimizer.eps",
+            "weight_decay": "optimizer.weight_decay optimizer.init_args.weight_decay",
+            "adam_epsilon": "adam_eps eps optimizer.eps optimizer.init_args.eps",
             "max_grad_norm": "gradient_clipping gradient_clip_val grad_clip clip_grad_norm "
             "train.max_norm",
             "global_batch_size": "train_batch_size train.global_batch_size",
@@ -141,9 +141,13 @@ JOB = {
     "lora_target": Alias(_TARGETS, values={"all": "all-linear"}, names=True),
     "lora_target_modules": Alias(_TARGETS, idle=(None,)),
     "lora_target_linear": Alias(_TARGETS, values={True: "all-linear"}, idle=(False, None)),
-    "betas": Alias(("adam_beta1",), second=("adam_beta2",)),
-    "adam_betas": Alias(("adam_beta1",), second=("adam_beta2",)),
-    "optimizer.betas": Alias(("adam_beta1",), second=("adam_beta2",)),
+    **dict.fromkeys(
+        ("betas", "adam_betas", "optimizer.betas", "optimizer.init_args.betas"),
+        Alias(("adam_beta1",), second=("adam_beta2",)),
+    ),
+    **dict.fromkeys(
+        ("lora_model_dir", "adapter_name_or_path"), Alias(("adapter", "init_from"), idle=(None,))
+    ),
     "per_device_train_batch_size": Alias(PER_DEVICE),
     "per_device_batch_size": Alias(PER_DEVICE),
     "micro_batch_size": Alias(PER_DEVICE),
@@ -153,7 +157,9 @@ JOB = {
 }
 
 # Mappings of other tools whose entries are known by their dotted names.
-FOREIGN_MAPPINGS = frozenset({"optimizer", "train", "tokenizer", "checkpointer"})
+FOREIGN_MAPPINGS = frozenset(
+    {"optimizer", "optimizer.init_args", "train", "tokenizer", "checkpointer"}
+)
 
 # By our field, for every spelling of it: what other tools write there, and what ours is.
 VALUES: dict[tuple[str, ...], dict[Scalar, Scalar]] = {

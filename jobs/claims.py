@@ -52,9 +52,9 @@ class Claims:
         """``node`` is the value of the field at ``path``."""
         self._put(self._leaves, path, node)
 
-    def mapping(self, path: Path, node: Node) -> None:
-        """``node`` is the mapping at ``path``, whose entries are claimed one by one."""
-        self._put(self._mappings, path, node)
+    def mapping(self, path: Path, node: Node) -> bool:
+        """``node`` is the mapping at ``path``; whether its entries may be claimed one by one."""
+        return self._put(self._mappings, path, node)
 
     def get(self, path: Path) -> Node | None:
         """What was claimed for the field at ``path``."""
@@ -80,12 +80,13 @@ class Claims:
                 around[path[-1]] = node
         return nodes[()]
 
-    def _put(self, table: dict[Path, Node], path: Path, node: Node) -> None:
+    def _put(self, table: dict[Path, Node], path: Path, node: Node) -> bool:
         first = table.get(path) or self._leaves.get(path) or self._mappings.get(path)
         if first is None:
             table[path] = node
         else:
             self._conflict(first, node)
+        return first is None
 
     def _conflict(self, first: Node, second: Node) -> None:
         """Both give one field a value, or exclude each other."""

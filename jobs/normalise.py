@@ -136,17 +136,18 @@ class _Reader:
         return claims
 
     def _entry(self, claims: Claims, path: Path, node: Node) -> None:
-        alias, setting = self._alias(path), SETTINGS.get(".".join(path))
+        name = ".".join(path)
+        alias, setting = self._alias(path), SETTINGS.get(name)
         if path in self.scope.fields:
             self._field(claims, path, node)
         elif alias is not None:
             self._aliased(claims, alias, path, node)
-        elif path[0] in FOREIGN_MAPPINGS and len(path) == 1 and isinstance(node.value, dict):
+        elif name in FOREIGN_MAPPINGS and isinstance(node.value, dict):
             for key, child in node.value.items():
                 self._entry(claims, (*path, key), child)
         elif setting is not None:
             self._left_out(setting, path, node)
-        elif path[0] in FOREIGN_MAPPINGS and len(path) == 2:
+        elif path[0] in FOREIGN_MAPPINGS and len(path) > 1:
             self._unknown(path, node)
         else:
             claims.leaf(path, node)  # unknown: reported with the schema's other errors
@@ -163,8 +164,8 @@ class _Reader:
 
     def _field(self, claims: Claims, path: Path, node: Node) -> None:
         if path in self.scope.mappings and isinstance(node.value, dict):
-            claims.mapping(path, node)
-            for key, child in node.value.items():
+            mapped = claims.mapping(path, node)
+            for key, child in node.value.items() if mapped else ():
                 self._entry(claims, (*path, key), child)
         elif path == ("adapter",) and isinstance(node.value, str):
             self._value(claims, ("adapter", "type"), node, node, note=True)
@@ -204,11 +205,11 @@ class _Reader:
         if _among(known, ours.value):
             ours = replace(ours, value=lookup(known, ours.value))
         refused = lookup(REFUSED_VALUES.get(kind, {}), ours.value)
+        allowed = "another value"
         if isinstance(ours.value, float) and 0 < ours.value < 1:
-            refused = SHARES.get(kind)
+            refused, allowed = SHARES.get(kind), "a whole number"
         if refused is not None:
-            reason, fix = refused
-            self._add(node, show(node), f"another value: {reason}", fix)
+            self._add(node, show(node), f"{allowed}: {refused[0]}", refused[1])
             return
         name = ".".join(target)
         if ours.value is not node.value or (note and target == ("adapter", "type")):
@@ -231,7 +232,7 @@ class _Reader:
         ]
         allowed = ", ".join(name.partition(".")[2] for name in known) or "nothing"
         fix = "Give it as a field of the job, where there is one, or remove it."
-        self._add(node, f"the unknown field {path[1]!r}", f"of `{path[0]}`: {allowed}", fix)
+        self._add(node, f"the unknown field {path[-1]!r}", f"of `{path[0]}`: {allowed}", fix)
 
     def _add(self, node: Node, found: str, allowed: str, fix: str) -> None:
         self.problems.append(Problem(self.file, node.line, node.where, found, allowed, fix))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from lorafusion.jobs.aliases_reference import aliases_section
 from lorafusion.jobs.describe import Fields, Schema, run_schema
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -51,6 +52,7 @@ def markdown() -> str:
         _section("`dataset`", fields, (*job, "dataset")),
         _section("`adapter`", fields, (*job, "adapter")),
         _section("`eval`", fields, (*job, "eval")),
+        aliases_section(),
     ]
     return "\n".join(parts)
 

@@ -15,7 +15,7 @@ class Setting:
     """A setting of another tool.
 
     Attributes:
-        why: Why it can be left out.
+        why: Why it can be left out; empty: no note is needed, as it asks for nothing.
         harmless: Values that can be; None: all of them.
         reason: Why all other values are refused.
         fix: What to do instead of them.
@@ -33,7 +33,7 @@ def _each(names: str, setting: Setting) -> dict[str, Setting]:
 
 def _off(reason: str, fix: str = "Remove it.") -> Setting:
     """Harmless while it is switched off."""
-    return Setting("it is switched off", (None, False, 0, 0.0, "", "none", "no"), reason, fix)
+    return Setting("", (None, False, 0, 0.0, "", "none", "no"), reason, fix)
 
 
 _PACKED = (
@@ -128,6 +128,8 @@ SETTINGS = {
         "supervised fine-tuning is what there is", ("sft", None), "other stages are not implemented"
     ),
     "strict": Setting("unknown fields are always refused"),
+    "debug": _off("there is no such mode"),
+    "create_new_adapter": _off("adapter.init_from is what training starts from, and goes on with"),
     "resume_from_checkpoint": _off(
         "a file says what is trained, and the command line how a run starts",
         "Remove it, and resume with `lorafusion train FILE --resume`.",
@@ -161,7 +163,9 @@ SETTINGS = {
     ),
     "loss_watchdog_patience": Setting("it says nothing without a threshold"),
     "max_samples": _off("all rows are trained on", "Cut the file, or give `max_steps`."),
-    "data_seed": _off("the order of samples has the job's seed", "Remove it, or give `seed`."),
+    "data_seed": Setting(
+        "", (None,), "the order of samples follows the job's seed", "Remove it, or give `seed`."
+    ),
     "push_to_hub": _off("nothing is uploaded", "Remove it, and upload the job's folder."),
     "hub_model_id": _off("nothing is uploaded", "Remove it, and upload the job's folder."),
     **_each(
@@ -169,10 +173,16 @@ SETTINGS = {
         _off("the base's own chat template and tokens are used", "Remove it."),
     ),
     **_each(
-        "lora_attn_modules apply_lora_to_mlp apply_lora_to_output lora_query lora_key lora_value "
-        "lora_projection lora_mlp lora_head",
-        _off("these name parts of a model of that tool", "Name the linears in target_modules."),
+        "lora_attn_modules apply_lora_to_mlp lora_query lora_key lora_value lora_projection "
+        "lora_mlp",
+        Setting(
+            "",
+            (None,),
+            "what is adapted is one list of names, and these name parts of that tool's own models",
+            "Name the linears in target_modules.",
+        ),
     ),
+    **_each("apply_lora_to_output lora_head", _off("LoRA on the head is not implemented")),
     **_each(
         "datasets test_datasets dataset_mixture",
         _off(

@@ -37,19 +37,18 @@ def foreign_file(root: Node, file: str) -> Problem | None:
 
 
 def _rewrite(entries: dict[str, Node], fields: list[str]) -> str:
-    top = [key for key in entries if key in _TOP]
+    top = [key for key in entries if key in _TOP and not isinstance(entries[key].value, dict)]
     moved = [key for key in fields if key not in ("dataset", "datasets", "name", *SETTINGS)]
-    unknown = [key for key in entries if key not in _TOP | _JOB]
+    unknown = [key for key in entries if key not in {*top, *_JOB}]
     parts = [f"Leave {_list(top)} at the top." if top else "Give `base_model` at the top."]
     parts.append(f"Below them write `jobs:` and one job, `- name: my-job` with {_dataset(entries)}")
     if moved:
-        parts[-1] += (
-            f", and move there, as they are, {_list(moved[:_MOST], more=len(moved) > _MOST)}"
-        )
+        names = _list(moved[:_MOST], more=len(moved) > _MOST)
+        parts[-1] += f", and move there, under the names they have, {names}"
     parts[-1] += "."
     if unknown:
         parts.append(f"Remove {_list(unknown[:_MOST], more=len(unknown) > _MOST)}.")
-    parts.append("Then `lorafusion validate` says what is left.")
+    parts.append("Then `lorafusion validate` says which values do not fit.")
     return " ".join(parts)
 
 
