@@ -21,10 +21,10 @@ from lorafusion.adapters.peft_format import StoredAdapter, save_adapter
 from lorafusion.bench.settings import Settings
 from lorafusion.data.order import epoch_order
 from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
-from lorafusion.errors import BenchError
+from lorafusion.errors import BenchError, DataError
 from lorafusion.files import token_cache, write_text_atomic
 from lorafusion.jobs.schema import EvalConfig, JobSpec, RunSpec
-from lorafusion.models.load import load_base
+from lorafusion.models.load import Base, load_base
 from lorafusion.training.data import JobData
 from lorafusion.training.schedule import learning_rate
 
@@ -62,10 +62,11 @@ def write_inputs(
     bank = AdapterBank(base.model)
     written: dict[str, JobInputs] = {}
     for dropout in settings.dropouts:
-        spec = spec_of(settings, dropout)
+        spec = _fitted(spec_of(settings, dropout), base)
         target = inputs_folder(folder, dropout)
         target.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(target / SPEC_FILE, spec.model_dump_json(indent=1))
+        # Fields that nobody set stay so: a default gives way where a set value is an error.
+        write_text_atomic(target / SPEC_FILE, spec.model_dump_json(indent=1, exclude_unset=True))
         _write_json(target / "run.json", _run_facts(spec))
         for job in spec.jobs:
             status(f"writing the inputs of {job.name}")
@@ -113,6 +114,21 @@ def sorted_batches(
     by_length = iter(sorted((i for batch in batches for i in batch), key=lambda i: lengths[i]))
     grouped = [[next(by_length) for _ in batch] for batch in batches]
     return [grouped[place] for place in epoch_order(len(grouped), seed=seed, epoch=0)]
+
+
+def _fitted(spec: RunSpec, base: Base) -> RunSpec:
+    """A default ``max_seq_len`` gives way to a shorter base, as in training."""
+    longest = getattr(base.model.config, "max_position_embeddings", None)
+    jobs: list[JobSpec] = []
+    for job in spec.jobs:
+        too_long = longest is not None and job.max_seq_len > longest
+        if too_long and "max_seq_len" in job.model_fields_set:
+            raise DataError(
+                f"job {job.name!r}: max_seq_len {job.max_seq_len} is above what the base was made "
+                f"for; allowed: up to {longest}."
+            )
+        jobs.append(job.model_copy(update={"max_seq_len": longest} if too_long else {}))
+    return spec.model_copy(update={"jobs": tuple(jobs)})
 
 
 def _run_facts(spec: RunSpec) -> dict[str, Any]:

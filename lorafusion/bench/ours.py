@@ -65,6 +65,8 @@ def main(folder: Path) -> int:
                 reasons.append(str(error))
                 break
             reasons += [f"{job.name}: {job.reason}" for job in result.jobs if job.reason]
+            if reasons:
+                break
             gc.collect()  # the base of the warm-up
     for reason in reasons:
         sys.stderr.write(reason + "\n")

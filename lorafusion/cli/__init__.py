@@ -24,10 +24,13 @@ INTERRUPTED = 130
 COMMANDS = {
     "train": "Train all jobs of a job file at once over one frozen base.",
     "generate": "Answer a prompt with an adapter.",
+    "merge": "Write base and adapter as one full model.",
+    "export": "Check whether vLLM loads an adapter, and write one that it reads right.",
     "validate": "Report every problem of a job file, and of the data, base and folders it names.",
     "preview": "Show a job's samples as the model sees them, and which tokens are trained.",
     "schema": "Print the JSON schema of job files, for editors.",
     "doctor": "Look at what this machine can do, and what mends what it cannot.",
+    "bench": "Measure speed against PEFT and TRL, in turns, in one run.",
     "fetch": "Fetch weights and data of the demo into $LORAFUSION_HOME.",
 }
 
@@ -94,9 +97,12 @@ def _not_loaded() -> None:
 
 
 def _load(name: str) -> Any:
-    command: Callable[..., None] = importlib.import_module(f"lorafusion.cli.{name}").command
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, help=None)(command)
+    module = importlib.import_module(f"lorafusion.cli.{name}")
+    app: typer.Typer | None = getattr(module, "app", None)  # a command with subcommands
+    if app is None:
+        command: Callable[..., None] = module.command
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command(name, help=None)(command)
     return get_command(app)
 
 
