@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,29 @@ def test_the_python_api_is_there_without_torch() -> None:
 
 def test_the_command_line_starts_without_torch() -> None:
     assert not loaded_by("import lorafusion.cli") & HEAVY
+
+
+def test_a_file_that_was_looked_at_is_validated_without_torch(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at a base needs torch to list its linears; what follows must not wait."""
+    monkeypatch.setenv("LORAFUSION_HOME", str(tmp_path / "home"))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    job = {"name": "a", "dataset": {"path": str(tmp_path / "rows.jsonl")}}
+    (tmp_path / "run.yaml").write_text(json.dumps({"base_model": str(tiny_base), "jobs": [job]}))
+    code = (
+        "import sys, lorafusion.cli as cli\n"
+        f"sys.argv[1:] = ['validate', {str(tmp_path / 'run.yaml')!r}]\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as end:\n    assert not end.code"
+    )
+    assert "torch" in loaded_by(code)
+    assert not loaded_by(code) & (HEAVY | {"numpy", "datasets", "pyarrow", "pandas"})
+
+
+def test_doctor_loads_nothing_that_may_be_broken() -> None:
+    code = "import lorafusion.cli.doctor"
+    assert not loaded_by(code) & (HEAVY | {"numpy", "datasets", "pydantic", "yaml", "packaging"})
 
 
 def test_peft_deepspeed_and_triton_are_loaded_only_when_used() -> None:
