@@ -10,6 +10,14 @@ from lorafusion.data.readers import ROWS_AT_ONCE, Numbered
 from lorafusion.errors import DataError
 from lorafusion.jobs.schema import DatasetConfig
 
+_KINDS = (
+    "json",
+    "csv",
+    "parquet",
+    "arrow",
+    "text",
+)  # its readers of data_files, named like a hub id
+
 
 @dataclass(frozen=True, eq=False)
 class DatasetsPart:
@@ -101,7 +109,7 @@ def _from_disk(config: DatasetConfig) -> Any:
 def _reason(config: DatasetConfig, error: Exception) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-    if Path(config.path).exists() or isinstance(error, ValueError):
+    if Path(config.path).exists() or config.path in _KINDS or isinstance(error, ValueError):
         return f"`datasets` cannot load it: {said}{cause}"
     return (
         f"is no file or folder here ({Path.cwd()}), and as a dataset of the hub it could not be "

@@ -138,7 +138,7 @@ def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.out == ""
     assert captured.err.splitlines() == [
         "a    9 samples, 2 cut to max_seq_len, 1 dropped: nothing to train on within max_seq_len"
-        "  24 steps  resumed after step 3",
+        ", 50.0% of 1,000 tokens trained: answers  24 steps  resumed after step 3",
         "a    step 2/24  loss nan  lr 1.0e-03  grad nan  0 tok/s  SKIPPED: not finite",
         "bee  held-out loss 2.250 after step 12",
         "note: " + "x" * 300,
