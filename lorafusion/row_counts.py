@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,8 +34,13 @@ def count_rows(dataset: DatasetConfig) -> RowCount:
     except OSError:  # a folder, a hub id, or nothing: the reader says which
         return _read(dataset)
     config = dataset.model_dump_json().encode()
-    key = (content, config, version("datasets").encode(), code_digest("data"))
-    return kept(RowCount, key, lambda: _read(dataset))
+    return kept(RowCount, (content, config, *_reader()), lambda: _read(dataset))
+
+
+@functools.cache
+def _reader() -> tuple[bytes, bytes]:
+    """What reads the rows: once per process, since that is the code that it has loaded."""
+    return version("datasets").encode(), code_digest("data")
 
 
 def _read(dataset: DatasetConfig) -> RowCount:
