@@ -46,7 +46,7 @@ _DEFAULTS = {
     "up": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
     "grad_down": LaunchConfig(BM=128, BN=64, warps=4, stages=3, span=512),
     "grad_input": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
-    "grad_a": LaunchConfig(BM=64, BK=128, warps=4, stages=3, span=1024),
+    "grad_a": LaunchConfig(BM=64, BK=128, warps=8, stages=3, span=1024),
 }
 
 

@@ -35,7 +35,7 @@ def _lora_term(
     i_n,
     o_n,
     m_n,
-    stride_s,
+    R,
     stride_f,
     dtype: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -51,11 +51,12 @@ def _lora_term(
     rank = tl.load(p_form + 2).to(tl.int32)
     o_r = tl.arange(0, BR)
     b_acc = tl.zeros([BM, BN], dtype=tl.float32)
-    p_st = p_s + row * stride_s + o_m[:, None] * stride_s + o_r[None, :]
+    p_st = p_s + row * R + o_m[:, None] * R + o_r[None, :]
     p_ft = p_f + i_n + o_r[:, None] * stride_f + o_n[None, :]
     for r in tl.range(0, rank, BR, num_stages=1):
         m_r = o_r < rank - r
-        b_s = tl.load(p_st + r, mask=m_m[:, None] & m_r[None, :], other=0.0).to(dtype)
+        # By S's width, which is known to be a multiple of 16: its columns above the rank are 0.
+        b_s = tl.load(p_st + r, mask=m_m[:, None] & (o_r < R - r)[None, :], other=0.0).to(dtype)
         b_f = tl.load(p_ft + r * stride_f, mask=m_r[:, None] & m_n[None, :], other=0.0)
         b_acc = tl.dot(b_s, b_f, b_acc, input_precision="ieee")
     if not BACKWARD:
@@ -63,7 +64,7 @@ def _lora_term(
     elif DROPOUT:
         b_key = load_row_keys(p_keys[0], p_keys[1], p_keys[2], p_form, row, o_m, m_m)
         b_threshold = tl.load(p_form + 3).to(tl.int32)
-        m_keep = keep_mask(b_key, i_n, b_threshold, BM, BN)
+        m_keep = keep_mask(b_key, i_n, b_threshold, BN)
         b_acc = tl.where(m_keep, b_acc * load_float(p_form + 5), 0.0)
     return b_acc
 
@@ -85,7 +86,7 @@ def _tile(
     stride_x,
     stride_wn,
     stride_wk,
-    stride_s,
+    R,
     stride_f,
     BACKWARD: tl.constexpr,
     BIAS: tl.constexpr,
@@ -122,7 +123,7 @@ def _tile(
             i_n,
             o_n,
             m_n,
-            stride_s,
+            R,
             stride_f,
             dtype,
             BACKWARD,
@@ -138,10 +139,7 @@ def _tile(
         # Rows below the segment are its neighbour's: they pass through and are not stored.
         for k in range(0, K, BK):
             b_x = p_x.load([row.to(tl.int32), k])
-            if W_BY_N:
-                b_w = p_w.load([i_n, k]).T
-            else:
-                b_w = p_w.load([k, i_n])
+            b_w = p_w.load([i_n, k]).T if W_BY_N else p_w.load([k, i_n])
             b_acc = tl.dot(b_x, b_w, b_acc, input_precision="ieee")
     else:
         p_xt = p_x + row * stride_x + o_m[:, None] * stride_x + o_k[None, :]
@@ -180,7 +178,7 @@ def gemm_kernel(
     stride_x,
     stride_wn,
     stride_wk,
-    stride_s,
+    R,
     stride_f,
     BACKWARD: tl.constexpr,
     BIAS: tl.constexpr,
@@ -205,7 +203,7 @@ def gemm_kernel(
         # fmt: off
         for i_tile in range(tl.program_id(0), n_tiles * tl.cdiv(N, BN), tl.num_programs(0)):
             _tile(i_tile, n_tiles, d_x, d_w, p_bias, p_s, p_y, p_forms, p_tiles, p_keys,
-                  N, K, stride_x, stride_wn, stride_wk, stride_s, stride_f,
+                  N, K, stride_x, stride_wn, stride_wk, R, stride_f,
                   BACKWARD, BIAS, LORA, DROPOUT, TMA, W_BY_N, GROUP, BM, BN, BK, BR)
     else:
         _tile(
@@ -224,7 +222,7 @@ def gemm_kernel(
             stride_x,
             stride_wn,
             stride_wk,
-            stride_s,
+            R,
             stride_f,
             BACKWARD,
             BIAS,
@@ -293,7 +291,7 @@ def lora_gemm(
         x_TK.stride(0),
         weight_KN.stride(1),
         weight_KN.stride(0),
-        s_TR.stride(0),
+        s_TR.shape[1],
         forms.stride_a if backward else forms.stride_b,
         BACKWARD=backward,
         BIAS=bias_N is not None,
@@ -317,7 +315,7 @@ def gemm_examples(
 ) -> list[KernelExample]:
     """See :func:`lorafusion.kernels.launch_configs.examples`; W is [N, K], as models keep it."""
     strides = ("stride_wk",) if not backward else ("stride_wn",)
-    sizes = "T N K n_tiles stride_x stride_wn stride_wk stride_s stride_f".split()
+    sizes = "T N K n_tiles stride_x stride_wn stride_wk R stride_f".split()
     signature = {
         **dict.fromkeys(("p_x", "p_w", "p_y"), pointer(dtype)),
         "p_s": "*fp32",

@@ -63,7 +63,7 @@ def down_kernel(
         b_x = tl.load(p_xt, mask=m_m[:, None] & m_k[None, :], other=0.0)
         b_a = tl.load(p_at, mask=m_r[None, :] & m_k[:, None], other=0.0)
         if DROPOUT:
-            b_x = tl.where(keep_mask(b_key, k, b_threshold, BM, BK), b_x, 0.0)
+            b_x = tl.where(keep_mask(b_key, k, b_threshold, BK), b_x, 0.0)
         b_s = tl.dot(b_x, b_a, b_s, input_precision="ieee")
         p_xt += BK
         p_at += BK
