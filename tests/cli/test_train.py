@@ -75,6 +75,14 @@ def test_json_alone_on_stdout_and_default_folder(
     assert "step 2/2" in result.stderr
 
 
+def test_names_of_other_tools_are_noted_once(write_run: Write, tmp_path: Path) -> None:
+    file = write_run({"name": "a", "lora_alpha": 4}, {"name": "b", "lora_alpha": 8})
+    result = train(file, "--output", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0
+    assert result.stderr.count("lora_alpha is taken as adapter.lora_alpha") == 1
+    assert json.loads(result.stdout)
+
+
 def test_json_has_null_for_what_is_not_finite() -> None:
     from lorafusion.training.result import JobResult, RunResult
 

@@ -157,6 +157,16 @@ def test_a_folder_that_is_not_writable(files: dict[str, Any], invoke: Invoke) ->
     assert "is not writable" in result.output
 
 
+def test_names_of_other_tools_are_noted(files: dict[str, Any], invoke: Invoke) -> None:
+    text = filled(files, RUN.replace("adapter: {r: 4, target", "lora_r: 4\n    adapter: {target"))
+    result = invoke(text)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0] == "note: line 7: lora_r is taken as adapter.r"
+    assert json.loads(invoke(text, "--json").stdout)["notes"] == [
+        "line 7: lora_r is taken as adapter.r"
+    ]
+
+
 @pytest.mark.parametrize(("base", "code"), [("someone/model", 0), ("./model", 2)])
 def test_a_hub_that_cannot_be_reached_is_a_note(
     files: dict[str, Any],
