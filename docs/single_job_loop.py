@@ -57,7 +57,7 @@ def keep_mask(keys_T, columns, threshold):
 
 
 def train(args):
-    """Losses, step by step, and the trained factors by name."""
+    """Losses and gradient norms, step by step, and the trained factors by name."""
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=getattr(torch, args.dtype))
     model.eval().requires_grad_(False)  # the base is frozen, and its own dropouts are off
     tokenizer = AutoTokenizer.from_pretrained(args.base)
@@ -119,7 +119,7 @@ def train(args):
 
     parameters = [tensor for pair in factors.values() for tensor in pair]
     adamw = torch.optim.AdamW(parameters, betas=(0.9, 0.999), eps=1e-8, weight_decay=args.decay)
-    losses = []
+    losses, norms = [], []
     for step, batch in enumerate(batches[: args.steps], start=1):
         # --- Loss: the mean over the trained tokens of the whole global batch. The denominator is
         # known before the first sample runs, so samples may be cut into microbatches at will.
@@ -150,10 +150,12 @@ def train(args):
         adamw.step()
         adamw.zero_grad()
         losses.append(loss)
+        norms.append(norm)
         print(f"step {step:4}  loss {loss:.6f}  rate {rate:.3e}  gradient norm {norm:.4f}")
 
     trained = {f"{name}.lora_A": A.detach() for name, (A, _) in factors.items()}
-    return losses, trained | {f"{name}.lora_B": B.detach() for name, (_, B) in factors.items()}
+    trained |= {f"{name}.lora_B": B.detach() for name, (_, B) in factors.items()}
+    return losses, norms, trained
 
 
 def parse(arguments=None):
@@ -180,6 +182,6 @@ def parse(arguments=None):
 
 if __name__ == "__main__":
     options = parse()
-    _, weights = train(options)
+    _, _, weights = train(options)
     if options.save:
         save_file(weights, options.save)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from lorafusion.errors import JobError, Problem
+from lorafusion.jobs import aliases
 from lorafusion.jobs.checks import check_run
 from lorafusion.jobs.describe import Fields, run_schema
 from lorafusion.jobs.problems import Translator
@@ -72,8 +73,19 @@ def raise_all(problems: Sequence[Problem]) -> None:
     """
     once = {problem.where: problem for problem in problems[::-1]}.values()
     if once:
-        words = [replace(problem, found=_LINE.sub("", problem.found)) for problem in once]
-        raise JobError(tuple(words[::-1]))
+        raise JobError(tuple(_in_python(problem) for problem in once)[::-1])
+
+
+def _in_python(problem: Problem) -> Problem:
+    """Without lines, and with our name for another tool's: here its own is not accepted."""
+    key = problem.where.rpartition(".")[2]
+    alias = aliases.JOB.get(key) or aliases.TOP.get(key)
+    fix = problem.fix
+    if alias is not None and problem.found == f"the unknown field {key!r}":
+        fix = f"It is called `{'.'.join(alias.target)}`."
+        if not alias.target[0]:  # a factor of it
+            fix = "Give `global_batch_size`, the samples of one optimizer step in all."
+    return replace(problem, found=_LINE.sub("", problem.found), fix=fix)
 
 
 def _scalar(value: object) -> Any:

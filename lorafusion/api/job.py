@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.adapters.registry import AdapterConfig
 from lorafusion.api.check import as_tree, validated
+from lorafusion.api.peft import is_peft_config, peft_fields
 from lorafusion.api.rows import is_hugging_face, write_rows
 from lorafusion.errors import JobError, Problem
 from lorafusion.jobs.schema import DatasetConfig, EvalConfig, JobSpec
@@ -16,8 +17,10 @@ from lorafusion.jobs.schema import DatasetConfig, EvalConfig, JobSpec
 if TYPE_CHECKING:
     from typing import Unpack
 
+    import peft
     from datasets import Dataset
 
+    AdapterLike: TypeAlias = AdapterConfig | peft.LoraConfig | Mapping[str, Any]
     DatasetLike: TypeAlias = (
         str | Path | DatasetConfig | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Dataset
     )
@@ -56,7 +59,8 @@ class Job(JobSpec):
         dataset: A path or hub id, a :class:`DatasetConfig` or a mapping of its fields, a list of
             rows (mappings), or a ``datasets.Dataset``. Rows in memory are written to the cache
             folder, under a name that is a hash of their content.
-        adapter: The method's config or a mapping of its fields.
+        adapter: The method's config, a mapping of its fields, or a ``peft.LoraConfig`` that names
+            its target modules.
         eval: Held-out evaluation; its ``dataset`` may be all that ``dataset`` may be.
         settings: ``learning_rate`` and so on.
 
@@ -69,14 +73,14 @@ class Job(JobSpec):
         name: str,
         dataset: DatasetLike,
         *,
-        adapter: AdapterConfig | Mapping[str, Any] = _ADAPTER,
+        adapter: AdapterLike = _ADAPTER,
         eval: EvalConfig | Mapping[str, Any] = _EVAL,
         **settings: Unpack[JobSettings],
     ) -> None:
         source = f"Job {name!r}"
         given: dict[str, Any] = {"name": name, **settings}
         if adapter is not _ADAPTER:
-            given["adapter"] = adapter
+            given["adapter"] = peft_fields(adapter) if is_peft_config(adapter) else adapter
         if eval is not _EVAL:
             given["eval"] = eval
         reader = _Datasets(source)

@@ -60,7 +60,8 @@ def prepare_job_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         if present and not (resume or overwrite):
             raise OutputError(
                 f"output folder {folder} holds an earlier run ({_names(present)}). "
-                "Continue it with --resume, replace it with --overwrite, or choose another folder."
+                "Continue it with --resume (in Python resume=True), replace it with --overwrite "
+                "(overwrite=True), or choose another folder."
             )
         if overwrite:
             clear(folder / CHECKPOINTS)  # manifests first: cut short, it leaves none to resume

@@ -1,0 +1,48 @@
+"""Small jobs in memory, and a cache of their own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+import lorafusion
+from tests.conftest import WORDS
+
+Row = dict[str, str]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the rows and tokens of these tests out of the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "home"
+    monkeypatch.setenv("LORAFUSION_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Row]:
+    rng = random.Random(0)
+
+    def text() -> str:
+        return "".join(f" {word}" for word in rng.choices(WORDS, k=rng.randint(1, 6)))
+
+    return [{"prompt": text(), "completion": text()} for _ in range(12)]
+
+
+@pytest.fixture
+def jobs(rows: list[Row]) -> list[lorafusion.Job]:
+    """Two jobs, ten steps each; the first is evaluated."""
+    one = lorafusion.Job(
+        "one",
+        rows,
+        adapter=lorafusion.LoraConfig(r=2, lora_dropout=0.1),
+        global_batch_size=3,
+        max_steps=10,
+        eval={"val_size": 2, "every": 4},
+    )
+    other = lorafusion.Job(
+        "other", rows[:7], adapter={"r": 3}, learning_rate=1e-3, global_batch_size=2, max_steps=10
+    )
+    return [one, other]
