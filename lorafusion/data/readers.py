@@ -30,9 +30,7 @@ def read_jsonl(path: Path) -> Numbered:
 
 def read_json(path: Path) -> Numbered:
     """The objects of one JSON array, numbered from 1; or jsonl, where the file is no array."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(_BOM).lstrip()
-    if not start.startswith(b"["):
+    if not _is_array(path):
         yield from read_jsonl(path)
         return
     rows = _decode_or_fail(path)
@@ -95,8 +93,14 @@ READERS: Mapping[str, Callable[[Path], Numbered]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
 }
-BY_LINE = (".jsonl", ".csv")
-"""The kinds whose numbers are lines of the file."""
+
+
+def has_lines(path: Path) -> bool:
+    """Whether the numbers that :func:`read_file` gives are lines of the file."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        return not _is_array(path)
+    return kind in (".jsonl", ".csv") or kind not in READERS
 
 
 def read_file(path: Path) -> Numbered:
@@ -114,6 +118,11 @@ def read_file(path: Path) -> Numbered:
             raise
         kind = path.suffix.lower().removeprefix(".")
         raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(_BOM).lstrip().startswith(b"[")
 
 
 def _numbered(batches: Any) -> Numbered:

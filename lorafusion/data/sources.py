@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from lorafusion.data.formats import listed
-from lorafusion.data.readers import BY_LINE, READERS, Numbered, read_file
+from lorafusion.data.readers import READERS, Numbered, has_lines, read_file
 from lorafusion.errors import DataError
 from lorafusion.jobs.schema import DatasetConfig
 
@@ -56,9 +56,8 @@ class FilePart:
 
     def place(self, number: int) -> str:
         """``file:line``, or the file and the number of the row where it has no lines."""
-        kind = self.path.suffix.lower()
-        by_line = kind in BY_LINE or kind not in READERS
-        return f"{self.path}:{number}" if by_line else f"{self.path}: row {number}"
+        sign = ":" if has_lines(self.path) else ": row "
+        return f"{self.path}{sign}{number}"
 
     def stamp(self) -> object:
         """Size, and the time of the last change."""
