@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorafusion.adapters.lora import LoraConfig
-
-# The ranks that vLLM takes for --max-lora-rank; it must be at least the adapter's.
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+from lorafusion.adapters.vllm import max_lora_rank
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,7 @@ class AdapterFacts:
 
 def adapter_card(facts: AdapterFacts) -> str:
     """The README as Markdown with the front matter that the Hugging Face hub reads."""
-    adapter = facts.config.model_dump(exclude={"target_modules"})
-    targets = facts.config.target_modules
-    adapter["target_modules"] = targets if isinstance(targets, str) else ", ".join(targets)
+    adapter = _settings(facts.config)
     given = {name: value for name, value in facts.settings.items() if value is not None}
     return "\n".join(
         [
@@ -60,10 +56,41 @@ def adapter_card(facts: AdapterFacts) -> str:
             *_table(("what", "value"), {"base": facts.base_model, "dataset": facts.dataset}),
             *_table(("setting", "value"), {**adapter, **given}),
             *_table(("result", "value"), _results(facts)),
-            *_usage(facts),
+            *_usage(facts.base_model, facts.config),
             "",
         ]
     )
+
+
+def exported_card(name: str, *, base_model: str, source: str, config: LoraConfig) -> str:
+    """The README of an adapter that was made from another one's folder, ``source``.
+
+    Args:
+        name: Its title.
+        base_model: Hub id or folder of the base.
+        source: The folder that it was made from.
+        config: Its settings.
+    """
+    return "\n".join(
+        [
+            *_front_matter(base_model),
+            f"# {name}",
+            "",
+            f"A LoRA adapter for `{base_model}`, the same function as `{source}` with one rank and "
+            "one alpha for all modules, which is what vLLM reads.",
+            "",
+            *_table(("setting", "value"), _settings(config)),
+            *_usage(base_model, config),
+            "",
+        ]
+    )
+
+
+def _settings(config: LoraConfig) -> dict[str, object]:
+    found = config.model_dump(exclude={"target_modules"})
+    targets = config.target_modules
+    found["target_modules"] = targets if isinstance(targets, str) else ", ".join(targets)
+    return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
 def _front_matter(base_model: str) -> list[str]:
@@ -92,9 +119,14 @@ def _table(head: tuple[str, str], rows: Mapping[str, object]) -> list[str]:
     return [f"| {head[0]} | {head[1]} |", "|---|---|", *lines, ""]
 
 
-def _usage(facts: AdapterFacts) -> list[str]:
-    rank = next((r for r in VLLM_RANKS if r >= facts.config.r), None)
+def _usage(base_model: str, config: LoraConfig) -> list[str]:
+    rank = max_lora_rank(config.r)
     vllm = f"vLLM serves it with `--enable-lora --max-lora-rank {rank}`."
+    if config.rank_pattern or config.alpha_pattern:
+        vllm = (
+            "vLLM ignores `rank_pattern` and `alpha_pattern`. `lorafusion export --adapter "
+            "path/to/this/folder --output DIR` writes a folder that it reads right."
+        )
     return [
         "## Use",
         "",
@@ -102,7 +134,7 @@ def _usage(facts: AdapterFacts) -> list[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base_model)})",
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base_model)})",
         'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
         "```",
         "",

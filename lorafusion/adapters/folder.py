@@ -24,7 +24,7 @@ CARD_FILE = "README.md"
 KEY_PREFIX = "base_model.model."
 FACTORS = {".lora_A.weight": 0, ".lora_B.weight": 1}
 # Where a job's folder keeps its adapter.
-_IN_A_JOB = "adapter"
+IN_A_JOB = "adapter"
 # NumPy knows no bfloat16: its bits are looked at.
 _NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 _BF16_EXPONENT = 0x7F80
@@ -113,7 +113,7 @@ def read_folder(path: Path) -> AdapterFolder:
 
 def adapter_folder(path: Path) -> Path:
     """``path``, or the adapter's folder in it if it is the folder of a job."""
-    inner = path / _IN_A_JOB
+    inner = path / IN_A_JOB
     is_job = not (path / CONFIG_FILE).exists() and (inner / CONFIG_FILE).exists()
     return inner if is_job else path
 
@@ -239,9 +239,12 @@ def _shape(
 ) -> ModuleShape:
     rank = config.rank_of(name)
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        # PEFT cannot load such a folder either, though it may have written it.
+        order = " PEFT sorts the keys of rank_pattern when it saves, and the first that fits counts"
         raise AdapterError(
             f"{folder}: {name}: A is {list(a.shape)} and B {list(b.shape)}; "
             f"rank {rank} needs A [{rank}, in] and B [out, {rank}]."
+            + (f"{order}: name this module there in full." if len(config.rank_pattern) > 1 else "")
         )
     return ModuleShape(rank, a.shape[1], b.shape[0])
 

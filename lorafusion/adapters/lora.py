@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 Value = TypeVar("Value", int, float)
+Default = TypeVar("Default", int, float, None)
 
 
 def _folder(text: str) -> str:
@@ -81,11 +82,11 @@ class LoraConfig(AdapterConfig, frozen=True):
 
     def rank_of(self, name: str) -> int:
         """The rank on the module with this full name."""
-        return _first_match(self.rank_pattern, name, self.r)
+        return first_match(self.rank_pattern, name, self.r)
 
     def alpha_of(self, name: str) -> float:
         """Alpha on the module with this full name."""
-        return _first_match(self.alpha_pattern, name, self.lora_alpha)
+        return first_match(self.alpha_pattern, name, self.lora_alpha)
 
     def scale_of(self, name: str) -> float:
         """The factor s on the module with this full name."""
@@ -108,7 +109,8 @@ def _whole(key: str) -> str:
     return rf"(.*\.)?({key})$"
 
 
-def _first_match(pattern: Mapping[str, Value], name: str, default: Value) -> Value:
+def first_match(pattern: Mapping[str, Value], name: str, default: Default) -> Value | Default:
+    """The value of the first key that fits a module's full name."""
     found = (value for key, value in pattern.items() if re.match(_whole(key), name))
     return next(found, default)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from lorafusion.adapters.folder import (
     ModuleShape,
     read_folder,
 )
-from lorafusion.adapters.lora import LoraConfig
+from lorafusion.adapters.lora import LoraConfig, Value, first_match
 from lorafusion.errors import AdapterError, OutputError
 from lorafusion.files import replace_folder_atomic
 
@@ -141,9 +142,11 @@ def _config_fields(adapter: StoredAdapter, linears: Sequence[str] | None) -> dic
     if linears is not None:
         targets = tuple(minimal_targets(list(adapter.modules), linears))
     # Left out where they are empty: what vLLM does not know should stand there only when needed.
+    ranks = _order_free(config.rank_pattern, adapter.modules)
+    alphas = _order_free(config.alpha_pattern, adapter.modules)
     patterns = {
-        "rank_pattern": dict(config.rank_pattern),
-        "alpha_pattern": {key: _whole(alpha) for key, alpha in config.alpha_pattern.items()},
+        "rank_pattern": ranks,
+        "alpha_pattern": {key: _whole(alpha) for key, alpha in alphas.items()},
     }
     return {
         "peft_type": "LORA",
@@ -161,6 +164,18 @@ def _config_fields(adapter: StoredAdapter, linears: Sequence[str] | None) -> dic
         "use_dora": False,
         "modules_to_save": None,
     }
+
+
+def _order_free(pattern: Mapping[str, Value], modules: Iterable[str]) -> dict[str, Value]:
+    """The pattern, in which no module depends on which of two keys comes first.
+
+    PEFT sorts the keys when it saves, so a folder that it loads and saves again would change.
+    """
+    in_order = dict(sorted(pattern.items()))
+    found = {name: first_match(pattern, name, None) for name in modules}
+    if all(first_match(in_order, name, None) == value for name, value in found.items()):
+        return dict(pattern)
+    return {re.escape(name): value for name, value in found.items() if value is not None}
 
 
 def _whole(alpha: float) -> float:

@@ -6,6 +6,7 @@ supported models (main, 2026); vLLM itself is not asked.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from lorafusion.errors import AdapterError
 # What --max-lora-rank may be (16 if it is not given); it must be at least the adapter's rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 PATTERNS = ("rank_pattern", "alpha_pattern")
+# The conditions that one rank and alpha for all modules meets, see ``uniform``.
+FOLDABLE = (*PATTERNS, "shapes")
 # Architectures of the bases that we test, by whether vLLM serves LoRA on them.
 _WITH_LORA = frozenset(
     f"{family}ForCausalLM"
@@ -75,6 +78,26 @@ def check_folder(folder: Path, architecture: str | None) -> list[Condition]:
     except AdapterError as error:
         return [*found, Condition("weights", False, str(error))]
     return [*found, *_tensors(fields, tensors, architecture)]
+
+
+def base_architecture(base_model: str) -> str | None:
+    """What the config of a base names, if it is a folder or in the hub's cache; else None."""
+    path = Path(base_model) / "config.json"
+    if not Path(base_model).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(base_model, "config.json")
+        except ValueError:  # not of the form of a hub id
+            return None
+        if not isinstance(found, str):
+            return None
+        path = Path(found)
+    try:
+        architectures: Any = json.loads(path.read_text("utf-8")).get("architectures")
+        return str(architectures[0])
+    except (OSError, ValueError, AttributeError, TypeError, IndexError):
+        return None
 
 
 def _fields(fields: Mapping[str, Any]) -> Iterator[Condition]:

@@ -27,8 +27,11 @@ def train_with_peft(
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses and gradient norms step by step, and the final parameters under our names."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    # PEFT makes float32 factors under a float64 base, hence the second cast.
-    model = peft.get_peft_model(model, peft_config(spec)).to(dtype)
+    if spec.adapter.init_from is not None:
+        model = peft.PeftModel.from_pretrained(model, spec.adapter.init_from, is_trainable=True)
+    else:
+        model = peft.get_peft_model(model, peft_config(spec))
+    model = model.to(dtype)  # PEFT makes float32 factors under a float64 base
     parameters = {
         name.removeprefix("base_model.model.").replace(".default.weight", ""): parameter
         for name, parameter in model.named_parameters()
@@ -36,6 +39,8 @@ def train_with_peft(
     }
     assert parameters.keys() == initial.keys()
     for name, parameter in parameters.items():
+        if spec.adapter.init_from is not None:
+            assert torch.equal(parameter, initial[name]), f"PEFT starts from another {name}"
         parameter.data.copy_(initial[name])
     samples = read_samples(base, spec)
     batches = list(batches_of(len(samples), spec))
@@ -83,6 +88,8 @@ def peft_config(spec: JobSpec) -> peft.LoraConfig:
         lora_alpha=adapter.lora_alpha,
         lora_dropout=0.0,
         use_rslora=adapter.use_rslora,
+        rank_pattern=dict(adapter.rank_pattern),
+        alpha_pattern=dict(adapter.alpha_pattern),
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
 
