@@ -6,9 +6,10 @@ needs: the function, its signature and its constants.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,19 +41,54 @@ class LaunchConfig:
     """grad_down: add dB in any order, in place of partial sums in a fixed one."""
 
 
-# Compiled ahead of time for every architecture without a spill; none was timed yet.
-_DEFAULTS = {
+# None was timed yet: compiled ahead of time for every architecture, they spill nowhere.
+_HALF = {
     "down": LaunchConfig(BM=32, BK=128, warps=4, stages=3),
     "up": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
     "grad_down": LaunchConfig(BM=128, BN=64, warps=4, stages=3, span=512),
     "grad_input": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
     "grad_a": LaunchConfig(BM=64, BK=128, warps=8, stages=3, span=1024),
 }
+# IEEE float32 has no tensor cores: its accumulators and operands take twice the registers.
+_SINGLE = {
+    "down": LaunchConfig(BM=32, BK=64, warps=4, stages=2),
+    "up": LaunchConfig(BM=64, BN=64, BK=32, warps=8, stages=2),
+    "grad_down": LaunchConfig(BM=64, BN=32, warps=8, stages=2, span=512),
+    "grad_input": LaunchConfig(BM=64, BN=64, BK=32, warps=8, stages=2),
+    "grad_a": LaunchConfig(BM=32, BK=64, warps=8, stages=2, span=1024),
+}
+_WITH_TMA = ("sm_90", "sm_100")
+
+
+def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
+    """What an op runs with where nothing was tuned.
+
+    Args:
+        op: One of ``OPS``.
+        dtype: Of the base.
+        arch: See :func:`architecture`.
+    """
+    config = (_SINGLE if dtype == torch.float32 else _HALF)[op]
+    if arch.startswith("gfx"):  # 64 KB of shared memory; the loads of a step are held in registers
+        config = replace(config, stages=2)
+    tma = op in ("up", "grad_input") and arch in _WITH_TMA and dtype != torch.float32
+    return replace(config, tma=tma)
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """``sm_90`` or ``gfx942``, say; ``cpu`` where kernels are interpreted."""
+    if device.type == "cpu":
+        return "cpu"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def choose_config(op: str, x: torch.Tensor, chunk: int) -> LaunchConfig:
     """The configuration of a launch on these rows, with ranks in chunks of ``chunk``."""
-    return _DEFAULTS[op]
+    return default_config(op, x.dtype, architecture(x.device))
 
 
 @dataclass(frozen=True)
