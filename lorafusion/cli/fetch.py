@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -69,7 +69,7 @@ def fetch_model(root: Path, console: Console) -> Path:
 
 
 def fetch_datasets(root: Path, console: Console) -> Path:
-    """Make sure that ``root/data`` holds ``<name>.jsonl`` for each of ``demo.DATASETS``.
+    """Make sure that ``root/data`` holds ``demo.FILES``.
 
     Returns:
         The datasets' folder.
@@ -79,14 +79,14 @@ def fetch_datasets(root: Path, console: Console) -> Path:
     """
     folder = root / "data"
     stamp = folder / "demo.json"
-    if _is_current(stamp):
+    if _is_current(stamp, demo.FILES):
         return folder
     with _doing(console, "Downloading datasets (51 MB)"):
         evals = demo.download(demo.EVALS, root / "downloads")
         llamafactory = demo.download(demo.LLAMAFACTORY, root / "downloads")
     with _doing(console, f"Writing datasets to {folder}"):
         demo.write_datasets(evals, llamafactory, folder)
-        _write_stamp(stamp, [folder / f"{name}.jsonl" for name in demo.DATASETS])
+        _write_stamp(stamp, [folder / name for name in demo.FILES])
     return folder
 
 
@@ -106,14 +106,13 @@ def _convert(wheel: Path, folder: Path) -> None:
             ) from error
 
 
-def _is_current(stamp: Path) -> bool:
-    """Whether the files that ``stamp`` lists are there, whole, and of today's format."""
+def _is_current(stamp: Path, names: Sequence[str] = ()) -> bool:
+    """Whether ``stamp`` lists ``names``, and its files are there, whole, and of today's format."""
     try:
         content = json.loads(stamp.read_text())
         sizes = {stamp.parent / name: size for name, size in content["bytes"].items()}
-        return content["format"] == FORMAT and all(
-            path.stat().st_size == size for path, size in sizes.items()
-        )
+        complete = content["format"] == FORMAT and set(names) <= content["bytes"].keys()
+        return complete and all(path.stat().st_size == size for path, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -1,12 +1,15 @@
-"""The demo's files: downloads from a package registry, each named by its hash, and four datasets.
+"""The demo's files: downloads from a package registry, each named by its hash, and its datasets.
 
-The rows come out of two packages and are cached outside the repository. Both row formats are used:
-``{"prompt", "completion"}`` for sarcasm and alpaca, ``{"messages"}`` for crepe and logiqa.
+The rows come out of two packages and are cached outside the repository. The demo's four datasets
+are jsonl: ``{"prompt", "completion"}`` for sarcasm and alpaca, ``{"messages"}`` for crepe and
+logiqa. In ``formats/`` are rows as other tools keep them, for the example of all formats.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -61,6 +64,9 @@ LLAMAFACTORY = Package(
     options=("--no-binary", ":all:", "--no-build-isolation"),
 )
 DATASETS = ("sarcasm", "crepe", "alpaca", "logiqa")
+FORMATS = ("text.jsonl", "alpaca.json", "sharegpt.json", "questions.csv")
+FILES = (*(f"{name}.jsonl" for name in DATASETS), *(f"formats/{name}" for name in FORMATS))
+"""All that :func:`write_datasets` writes."""
 
 
 def download(package: Package, folder: Path) -> Path:
@@ -96,7 +102,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_datasets(evals_wheel: Path, llamafactory_sdist: Path, folder: Path) -> None:
-    """Write ``<name>.jsonl`` for each of :data:`DATASETS` into ``folder``, from the downloads."""
+    """Write :data:`FILES` into ``folder``, from the downloads."""
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(evals_wheel) as wheel:
         sarcasm = _evals_rows(wheel, "sarcasm/samples.jsonl")
@@ -105,8 +111,10 @@ def write_datasets(evals_wheel: Path, llamafactory_sdist: Path, folder: Path) ->
         _write_rows(folder / "crepe.jsonl", map(_as_messages, crepe))
         logiqa = _evals_rows(wheel, "logiqa/logiqa.jsonl")
         _write_rows(folder / "logiqa.jsonl", map(_as_messages, logiqa))
-    alpaca = _alpaca_rows(llamafactory_sdist)
+    members = _members(llamafactory_sdist)
+    alpaca: list[Row] = json.loads(members["alpaca_en_demo.json"])
     _write_rows(folder / "alpaca.jsonl", map(_as_instruction, alpaca))
+    _write_formats(members, folder / "formats")
 
 
 def _pip_download(package: Package, folder: Path) -> None:
@@ -142,12 +150,38 @@ def _evals_rows(wheel: zipfile.ZipFile, member: str) -> Iterator[Row]:
             yield row
 
 
-def _alpaca_rows(sdist: Path) -> list[Row]:
+def _members(sdist: Path) -> dict[str, str]:
     folder = sdist.name.removesuffix(".tar.gz")
+    names = (
+        "alpaca_en_demo.json",
+        "c4_demo.jsonl",
+        "glaive_toolcall_en_demo.json",
+        "identity.json",
+    )
+    found: dict[str, str] = {}
     with tarfile.open(sdist) as archive:
-        file = archive.extractfile(f"{folder}/data/alpaca_en_demo.json")
-        assert file is not None, "the hash of the archive was checked"
-        return json.load(file)
+        for name in names.split():
+            file = archive.extractfile(f"{folder}/data/{name}")
+            assert file is not None, "the hash of the archive was checked"
+            found[name] = file.read().decode()
+    return found
+
+
+def _write_formats(members: dict[str, str], folder: Path) -> None:
+    """Rows in four formats: two files as they are, chats without tools, questions as csv."""
+    folder.mkdir(exist_ok=True)
+    write_text_atomic(folder / "text.jsonl", members["c4_demo.jsonl"])
+    write_text_atomic(folder / "alpaca.json", members["alpaca_en_demo.json"])
+    chats: list[Row] = json.loads(members["glaive_toolcall_en_demo.json"])
+    plain = [{"conversations": row["conversations"]} for row in chats if row["tools"] == "[]"]
+    write_text_atomic(folder / "sharegpt.json", json.dumps(plain, ensure_ascii=False, indent=1))
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("question", "answer"))
+    for row in json.loads(members["identity.json"]):
+        answer = str(row["output"]).replace("{{name}}", "Loom").replace("{{author}}", "its users")
+        writer.writerow((row["instruction"], answer))
+    write_text_atomic(folder / "questions.csv", table.getvalue())
 
 
 def _as_messages(row: Row) -> Row:

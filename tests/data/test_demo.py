@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -91,11 +92,23 @@ def make_llamafactory_sdist(path: Path) -> None:
         {"instruction": "Add.", "input": "1 and 2", "output": "3\n"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
     ]
-    content = json.dumps(rows).encode()
+    chat = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    files = {
+        "alpaca_en_demo.json": json.dumps(rows),
+        "c4_demo.jsonl": '{"text": "über"}\n',
+        "glaive_toolcall_en_demo.json": json.dumps(
+            [
+                {"conversations": chat, "tools": "[]"},
+                {"conversations": chat, "tools": '[{"name": "call"}]'},
+            ]
+        ),
+        "identity.json": json.dumps([{"instruction": 'a, "b"', "output": "I am {{name}}"}]),
+    }
     with tarfile.open(path, "w:gz") as archive:
-        member = tarfile.TarInfo("llamafactory-1/data/alpaca_en_demo.json")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"llamafactory-1/data/{name}")
+            member.size = len(content.encode())
+            archive.addfile(member, io.BytesIO(content.encode()))
 
 
 def read_rows(path: Path) -> list[demo.Row]:
@@ -125,3 +138,11 @@ def test_datasets_hold_each_question_once_in_both_formats(tmp_path: Path) -> Non
     assert with_input["prompt"].endswith("Task: Add.\n\nInput: 1 and 2\n\nResult:\n")
     assert with_input["completion"] == "3"
     assert without["prompt"].endswith("Task: Greet.\n\nResult:\n")
+
+    assert all((tmp_path / "data" / name).is_file() for name in demo.FILES)
+    formats = tmp_path / "data" / "formats"
+    assert read_rows(formats / "text.jsonl") == [{"text": "über"}]
+    assert json.loads((formats / "alpaca.json").read_text())[0]["instruction"] == "Add."
+    assert len(json.loads((formats / "sharegpt.json").read_text())) == 1
+    with (formats / "questions.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["question", "answer"], ['a, "b"', "I am Loom"]]

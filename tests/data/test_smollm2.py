@@ -10,6 +10,7 @@ import pytest
 
 from lorafusion.data.load import load_dataset
 from lorafusion.data.tokenizer import load_tokenizer
+from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import DatasetConfig
 
 END = "<|im_end|>"
@@ -57,3 +58,21 @@ def test_prompt_and_completion(tokenizer: Any, tmp_path: Path) -> None:
     prompt = tokenizer(row["prompt"]).input_ids
     assert sample.input_ids[~sample.trained].tolist() == prompt
     assert tokenizer.decode(sample.input_ids[sample.trained]) == "1" + END
+
+
+def test_the_example_of_all_formats(tokenizer: Any) -> None:
+    examples = Path(__file__).parents[2] / "jobs" / "examples"
+    shown: dict[str, tuple[str, str]] = {}
+    for job in load_run_file(examples / "formats.yaml").jobs:
+        report = load_dataset(job.dataset, tokenizer, max_seq_len=384, cache_dir=None).report
+        shown[job.name] = report.type, report.trains
+        assert report.dropped < report.rows / 20
+        assert 0.002 < report.share < 1
+    assert shown == {
+        "text": ("text", "every token"),
+        "prompt-completion": ("prompt_completion", "every token"),
+        "renamed": ("prompt_completion", "completions"),
+        "messages": ("messages", "last answers"),
+        "sharegpt": ("sharegpt", "answers"),
+        "alpaca": ("alpaca", "answers"),
+    }
