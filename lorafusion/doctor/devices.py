@@ -42,9 +42,8 @@ def cpu_kernels(around: Surroundings) -> Finding:
     """The loops that are compiled when LoRAFusion is installed."""
     facts = around.facts("torch")
     if "error" in facts:
-        return Finding(
-            "warning", "torch cannot be loaded, and they share its threads", _TORCH_LOOPS
-        )
+        means = "whether they load is not known until torch does"
+        return Finding("warning", "torch cannot be loaded, and they share its threads", means)
     loops = facts["loops"]
     if loops["build"]:
         return Finding("ok", f"{loops['build']} is loaded", "adapters run in compiled loops")

@@ -78,6 +78,7 @@ def test_cpu_kernels(around: Around) -> None:
     assert off.fix == "unset LORAFUSION_NATIVE"
     broken = torch_facts(loops={"build": None, "error": "OSError: libstdc++"})
     assert "libstdc++" in devices.cpu_kernels(around(broken)).found
+    assert "not known" in devices.cpu_kernels(around({"torch": {"error": "broken"}})).means
 
 
 def test_triton(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
