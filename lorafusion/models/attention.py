@@ -67,17 +67,21 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
         [1, T, heads, head_dim] and no attention weights.
 
     Raises:
-        ModelError: The layer asks for something that is not done here.
+        ModelError: The layer asks for something that is not done here, or brings a mask.
     """
     rules = _read_rules(module, scaling, dropout, options)
     layout = bound_layout()
     assert layout is not None, "packed attention ran outside of a stage's forward"
-    assert attention_mask is None
+    if attention_mask is not None:
+        raise ModelError(
+            f"{type(module).__name__} brings an attention mask of its own; allowed: models whose "
+            "masks are left to the attention function."
+        )
     # split, not slices: the backward of a slice fills a zero tensor of the whole microbatch.
     lengths = [stop - start for start, stop in pairwise(layout.sample_starts)]
     q, k, v = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     pieces = [_one_sample(*sample, rules) for sample in zip(q, k, v, strict=True)]
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _read_rules(

@@ -50,7 +50,9 @@ class Decoder:
         """
         self._decoder = decoder
         self._name = self._find_layers(layers)
-        self._tail = self._find_tail()
+        self._tail: tuple[str, ...] = ()
+        self._skipped: tuple[str, ...] = ()
+        self._learn()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -83,6 +85,8 @@ class Decoder:
         shell = copy.copy(self._decoder)
         vars(shell)["_modules"] = dict(vars(shell)["_modules"])
         setattr(shell, self._name, nn.ModuleList(recorders))
+        for name in self._skipped:  # of 2,048 rows the norm alone took half of this run
+            setattr(shell, name, nn.Identity())
         output = shell(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False)
         return recorders, output.last_hidden_state
 
@@ -97,8 +101,8 @@ class Decoder:
         return lists[0]
 
     @torch.no_grad()
-    def _find_tail(self) -> tuple[str, ...]:
-        """Names of the modules that the decoder calls after its last layer."""
+    def _learn(self) -> None:
+        """Find the modules that the decoder calls after its last layer, and what does not fit."""
         called: list[str] = []
         hooks = [
             module.register_forward_hook(_append_to(called, name))
@@ -119,11 +123,12 @@ class Decoder:
             raise self._unfit("changes the hidden state between its layers")
         if any(_tensor_mask(recorder.call) for recorder in recorders):
             raise self._unfit("makes attention masks of its own")
-        last = len(called) - called[::-1].index(self._name)
+        first, last = called.index(self._name), len(called) - called[::-1].index(self._name)
         self._tail = tuple(called[last:])
+        # Some decoders call one norm at both ends.
+        self._skipped = tuple(name for name in self._tail if name not in called[:first])
         if not torch.equal(self.close(hidden), output):
             raise self._unfit("does more after its last layer than call modules")
-        return self._tail
 
     def _unfit(self, what: str) -> ModelError:
         return ModelError(

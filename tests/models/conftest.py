@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.conftest import make_tokenizer
 from tests.models.families import FAMILIES
+from tests.models.measure import Measured, exact_softmax, measure
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,15 +40,24 @@ def family_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.fixture
-def exact_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let transformers' eager attention, which softcaps need, stay in float64 for float64 scores.
+def float64_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See :func:`tests.models.measure.exact_softmax`."""
+    exact_softmax(monkeypatch)
 
-    It asks for a softmax in float32 whatever the model's dtype is, which costs nine digits.
-    """
-    softmax = F.softmax
 
-    def exact(scores: torch.Tensor, *args: Any, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
-        kept = scores.dtype if scores.dtype == torch.float64 else dtype
-        return softmax(scores, *args, dtype=kept, **kwargs)
+@pytest.fixture(scope="session")
+def measured_family(
+    family_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Measured]:
+    """Family -> what training it gave, measured once."""
+    found: dict[str, Measured] = {}
 
-    monkeypatch.setattr(F, "softmax", exact)
+    def measured(name: str) -> Measured:
+        if name not in found:
+            with pytest.MonkeyPatch.context() as patch:
+                exact_softmax(patch)
+                folder = tmp_path_factory.mktemp(f"{name}-runs")
+                found[name] = measure(FAMILIES[name], family_base(name), folder)
+        return found[name]
+
+    return measured

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from lorafusion.jobs.schema import JobSpec
 from tests.models.families import Family
@@ -82,3 +84,17 @@ def measure(family: Family, base: Path, folder: Path) -> Measured:
                 runs.loss_difference(losses, runs.losses(own)),
             )
     return Measured(peft, alone, together)
+
+
+def exact_softmax(patch: pytest.MonkeyPatch) -> None:
+    """Let transformers' eager attention, which softcaps need, stay in float64 for float64 scores.
+
+    It asks for a softmax in float32 whatever the model's dtype is, which costs nine digits.
+    """
+    softmax = F.softmax
+
+    def exact(scores: torch.Tensor, *args: Any, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
+        kept = scores.dtype if scores.dtype == torch.float64 else dtype
+        return softmax(scores, *args, dtype=kept, **kwargs)
+
+    patch.setattr(F, "softmax", exact)

@@ -24,7 +24,8 @@ from lorafusion.models.head import Head
 from lorafusion.models.load import load_base
 from lorafusion.models.stage import Stage
 from tests.models.families import FAMILIES, WINDOW
-from tests.models.measure import Measured, measure
+from tests.models.measure import Measured
+from tests.models.table import PAGE, markdown
 from tests.training import runs
 
 BaseOf = Callable[[str], Path]
@@ -36,14 +37,10 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
-def measured(family: str, family_base: BaseOf, tmp_path: Path, exact_softmax: None) -> Measured:
-    return measure(FAMILIES[family], family_base(family), tmp_path)
-
-
 def test_trains_as_peft_does_and_as_alone(
-    family: str, measured: Measured, family_base: BaseOf
+    family: str, measured_family: Callable[[str], Measured], family_base: BaseOf
 ) -> None:
+    measured = measured_family(family)
     runs.figure(f"{family}, worst difference to PEFT", measured.peft)
     runs.figure(f"{family}, worst difference together and alone", measured.alone)
     assert measured.peft <= 1e-9
@@ -103,7 +100,7 @@ def own_logits(folder: Path) -> torch.Tensor:
 
 
 def test_logits_are_the_models_own_in_any_order(
-    family: str, family_base: BaseOf, exact_softmax: None
+    family: str, family_base: BaseOf, float64_softmax: None
 ) -> None:
     expected = own_logits(family_base(family))
     stage = Stage(load_base(str(family_base(family)), "float64"))
@@ -164,7 +161,7 @@ def test_a_softcap_of_logits_that_is_ignored_is_seen(
         Stage(load_base(str(family_base(name)), "bfloat16"))
 
 
-def test_tied_and_untied_heads(family: str, tmp_path: Path, exact_softmax: None) -> None:
+def test_tied_and_untied_heads(family: str, tmp_path: Path, float64_softmax: None) -> None:
     """Whichever of the two the family's own default is not."""
     config = FAMILIES[family].config()
     FAMILIES[family].write(tmp_path, tie_word_embeddings=not config.tie_word_embeddings)
@@ -209,3 +206,10 @@ def test_learned_positions_end_where_their_table_does(family_base: BaseOf) -> No
     stage = Stage(load_base(str(family_base("gpt2")), "float32"))
     with pytest.raises(ModelError, match="257 tokens, and the base takes up to 256"):
         packed_logits(stage, [*samples()[:3], torch.arange(257)])
+
+
+def test_the_table_in_the_docs_is_what_was_measured(
+    measured_family: Callable[[str], Measured],
+) -> None:
+    """``python -m tests.models.table`` writes it."""
+    assert PAGE.read_text() == markdown({name: measured_family(name) for name in FAMILIES})
