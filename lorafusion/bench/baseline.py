@@ -8,7 +8,7 @@ LoRAFusion. FORM is one of
 * ``sorted``: what somebody writes who cares for speed. The same samples, batched by length; no
   attention mask, since causal attention never looks at padding on the right; logits for the
   columns that hold a label only; torch's fused AdamW.
-* ``trl``: TRL's SFTTrainer with the settings that were fastest on a CPU (see ``train_with_trl``).
+* ``trl``: TRL's SFTTrainer with the settings that were fastest on a CPU (see ``trl_settings``).
 
 FOLDER holds ``run.json`` (base, dtype, threads) and for each job a folder with ``job.json``
 (batches as sample numbers, a learning rate per step, AdamW's settings), ``samples.npz`` (tokens and
@@ -35,11 +35,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 IGNORED = -100
 Sample = tuple[torch.Tensor, torch.Tensor]
 """Token ids and labels of one example, int64 [tokens] each; label -100: not trained."""
+LossOf = Callable[[Any, list[Sample]], torch.Tensor]
+"""The mean cross-entropy of a batch's labels."""
 
 
 def main(folder: Path, form: str) -> None:
@@ -94,7 +96,7 @@ def train(
     batches = job["sorted_batches" if form == "sorted" else "batches"]
     started = time.perf_counter()
     for step, (batch, rate) in enumerate(zip(batches, job["learning_rates"], strict=True), 1):
-        loss = loss_of(model, [samples[i] for i in batch], job["pad_token_id"])
+        loss = loss_of(model, [samples[i] for i in batch])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable(model), job["max_grad_norm"] or math.inf)
         optimizer.param_groups[0]["lr"] = rate
@@ -105,16 +107,16 @@ def train(
         say(event="step", job=job["name"], step=step, loss=loss.item(), tokens=tokens, s=seconds)
 
 
-def plain_loss(model: Any, batch: list[Sample], pad: int) -> torch.Tensor:
+def plain_loss(model: Any, batch: list[Sample]) -> torch.Tensor:
     """Mask, full logits and loss as transformers makes them."""
-    ids, labels = padded(batch, pad)
-    mask = padded([(torch.ones_like(one), one) for one, _ in batch], 0)[0]
+    ids, labels = padded(batch)
+    mask = padded([(torch.ones_like(one), one) for one, _ in batch])[0]
     return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
 
-def sparse_loss(model: Any, batch: list[Sample], pad: int) -> torch.Tensor:
+def sparse_loss(model: Any, batch: list[Sample]) -> torch.Tensor:
     """The same loss without a mask, from the logits of the columns that hold a label."""
-    ids, labels = padded(batch, pad)
+    ids, labels = padded(batch)
     ids, labels = ids[:, :-1], labels[:, 1:]
     columns = (labels != IGNORED).any(dim=0).nonzero().flatten()
     labels = labels[:, columns]
@@ -124,111 +126,114 @@ def sparse_loss(model: Any, batch: list[Sample], pad: int) -> torch.Tensor:
     return F.cross_entropy(logits[trained].to(wide), labels[trained])
 
 
-def padded(batch: list[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[samples, longest] token ids and labels, filled up on the right."""
-    ids, labels = zip(*batch, strict=True)
+def padded(batch: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[samples, longest] token ids and labels, filled up on the right.
+
+    Which token fills up does not matter: nothing looks at it, and it has no label.
+    """
+    ids, labels = [one for one, _ in batch], [label for _, label in batch]
     stack = torch.nn.utils.rnn.pad_sequence
-    return stack(ids, True, pad), stack(labels, True, IGNORED)
+    return stack(ids, batch_first=True), stack(labels, batch_first=True, padding_value=IGNORED)
 
 
 def train_with_trl(
     model: Any, job: dict[str, Any], samples: list[Sample], run: dict[str, Any]
 ) -> None:
-    """TRL's SFTTrainer, set for speed on a CPU without another training.
-
-    * The samples come batched by length, as for ``sorted``.
-    * ``padding_free`` and ``packing`` are off: without FlashAttention, which needs a GPU, they give
-      attention a dense mask over the whole batch.
-    * ``bf16`` (autocast) is off: the base is bfloat16 already, as ``model_init_kwargs`` would load
-      it, and the casts cost more than the adapter's narrower products save.
-    * ``gradient_checkpointing`` is off (TRL's default is on): it runs every forward twice.
-    * No worker process for the data, which is in memory; torch's fused AdamW.
-    """
+    """TRL's SFTTrainer on the samples batched by length, as for ``sorted``."""
     from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     order = [i for batch in job["sorted_batches"] for i in batch]
-    data = Dataset.from_dict(
-        {
-            "input_ids": [samples[i][0].tolist() for i in order],
-            "labels": [samples[i][1].tolist() for i in order],
-        }
-    )
-    counts = [sum(len(samples[i][0]) for i in batch) for batch in job["sorted_batches"]]
+    columns = {
+        "input_ids": [samples[i][0].tolist() for i in order],
+        "labels": [samples[i][1].tolist() for i in order],
+    }
     optimizer = make_optimizer(model, job, fused=True)
-    rates = [rate / job["learning_rate"] for rate in job["learning_rates"]]
+    shares = [rate / job["learning_rate"] for rate in job["learning_rates"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rates[min(step, len(rates) - 1)]
+        optimizer, [lambda step: shares[min(step, len(shares) - 1)]]
     )
-
-    class Report(TrainerCallback):
-        """Says what each step did."""
-
-        started = 0.0
-        ended = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ended = time.perf_counter()
-
-        def on_log(self, _: Any, state: Any, *__: Any, logs: dict[str, float], **___: Any) -> None:
-            if "loss" in logs:
-                step = state.global_step
-                say(
-                    event="step",
-                    job=job["name"],
-                    step=step,
-                    loss=logs["loss"],
-                    tokens=counts[step - 1],
-                    s=self.ended - self.started,
-                )
-
     warm_up(model, job, samples, plain_loss)
     with tempfile.TemporaryDirectory() as output:
-        arguments = SFTConfig(
-            output_dir=output,
-            use_cpu=True,
-            bf16=False,
-            max_length=None,
-            packing=False,
-            padding_free=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=max(map(len, job["sorted_batches"])),
-            num_train_epochs=1,
-            train_sampling_strategy="sequential",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-            max_grad_norm=job["max_grad_norm"] or 0.0,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=job["seed"] % 2**32,
-        )
         trainer = SFTTrainer(
             model=model,
-            args=arguments,
-            train_dataset=data,
+            args=trl_settings(job, output),
+            train_dataset=Dataset.from_dict(columns),
             processing_class=AutoTokenizer.from_pretrained(run["base"]),
             optimizers=(optimizer, schedule),
-            callbacks=[Report()],
+            callbacks=[Report(job["name"], [len(samples[i][0]) for i in order])],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 
-LossOf = Callable[[Any, list[Sample], int], torch.Tensor]
+def trl_settings(job: dict[str, Any], output: str) -> Any:
+    """SFTTrainer set for speed on a CPU, without another training.
+
+    * ``padding_free`` and ``packing`` are off: without FlashAttention, which needs a GPU, they give
+      attention a dense mask over the whole batch.
+    * ``bf16`` (autocast) is off: a bfloat16 base computes in bfloat16 as it is.
+    * ``gradient_checkpointing`` is off (TRL's default is on): it runs every forward twice.
+    * No worker process for the data, which is in memory.
+    * ``loss_type`` stays ``nll``: TRL's own head makes logits at labelled rows only.
+    """
+    from trl.trainer.sft_config import SFTConfig
+
+    return SFTConfig(
+        output_dir=output,
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        packing=False,
+        padding_free=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=max(map(len, job["sorted_batches"])),
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        max_grad_norm=job["max_grad_norm"] or 0.0,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=job["seed"] % 2**32,
+    )
+
+
+class Report(TrainerCallback):
+    """Says what each step of TRL's trainer did."""
+
+    def __init__(self, job: str, lengths: list[int]) -> None:
+        """``lengths`` of the samples, in the order of training."""
+        self.job = job
+        self.lengths = iter(lengths)
+        self.started = self.ended = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Loading and preparing are done."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """The optimizer has stepped; what follows is the loss's log."""
+        self.ended = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """The loss of the step; there is one more log when the training ends."""
+        if "loss" not in logs:
+            return
+        tokens = sum(itertools.islice(self.lengths, args.per_device_train_batch_size))
+        seconds, step = self.ended - self.started, state.global_step
+        say(event="step", job=self.job, step=step, loss=logs["loss"], tokens=tokens, s=seconds)
 
 
 def warm_up(model: Any, job: dict[str, Any], samples: list[Sample], loss_of: LossOf) -> None:
     """A forward and backward on two samples, thrown away."""
     first = list(itertools.chain(*job["batches"]))[:2]
     model.eval()  # without dropout: random numbers would be drawn
-    loss_of(model, [samples[i] for i in first], job["pad_token_id"]).backward()
+    loss_of(model, [samples[i] for i in first]).backward()
     model.zero_grad()
     model.train()
 

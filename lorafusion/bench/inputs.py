@@ -91,6 +91,8 @@ def spec_of(settings: Settings, dropout: float) -> RunSpec:
             "adapter": job.adapter.model_copy(update={"lora_dropout": dropout}),
             "eval": EvalConfig(),
             "max_steps": min(settings.steps, job.max_steps or settings.steps),
+            # Without either of the two a job is one epoch long; now it has one of them.
+            "num_epochs": job.num_epochs or (1 if job.max_steps is None else None),
             "save_every": None,
             "output_dir": None,
         }
@@ -158,7 +160,6 @@ def _write_job(job: JobSpec, folder: Path, tokenizer: Tokenizer) -> JobInputs:
         "sorted_batches": sorted_batches(batches, lengths, seed=job.seed),
         "learning_rate": job.learning_rate,
         "learning_rates": [learning_rate(job, step, len(steps)) for step in steps],
-        "pad_token_id": tokenizer.pad_token_id or 0,
         **{name: getattr(job, name) for name in _OPTIMIZER},
     }
     _write_json(folder / "job.json", facts)

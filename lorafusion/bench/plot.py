@@ -12,7 +12,9 @@ from lorafusion.bench.summary import Comparison
 from lorafusion.files import write_bytes_atomic
 
 _OURS_COLOUR, _OTHER_COLOUR, _DOT_COLOUR = "#2a6f97", "#b8c4ce", "#22303c"
-_PANEL_INCHES = (4.6, 4.2)
+_PANEL_INCHES = (4.6, 4.7)
+# The title needs as much, however few panels there are.
+_LEAST_WIDTH = 6.8
 # Room above the tallest bar or dot, for its label.
 _HEADROOM = 1.16
 
@@ -24,7 +26,8 @@ def draw(result: Result, path: Path) -> None:
 
     comparisons = result.comparisons
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * len(comparisons), height + 0.5), dpi=150, layout="constrained")
+    size = (max(_LEAST_WIDTH, width * len(comparisons)), height)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(comparisons), sharey=True, squeeze=False)[0]
     top = max(turn.tokens_per_s for turn in result.turns) * _HEADROOM
@@ -69,8 +72,7 @@ def _draw_panel(panel: Any, result: Result, comparison: Comparison) -> None:
 
 def _title(result: Result) -> str:
     base = Path(result.settings.spec.base_model).name
-    count = len(result.jobs)
-    jobs = "1 job" if count == 1 else f"{count} jobs"
+    jobs = _count(len(result.jobs), "job")
     return f"{jobs} on {base}, {result.settings.spec.dtype}: together, or one after another"
 
 
@@ -78,6 +80,10 @@ def _caption(result: Result) -> str:
     machine, settings = result.machine, result.settings
     tokens = sum(job.tokens for job in result.jobs)
     return (
-        f"bars: medians, dots: {settings.rounds} rounds of {tokens:,} tokens each   ·   "
-        f"{machine['cpu']}, {settings.spec.threads} threads"
+        f"bars: medians, dots: {_count(settings.rounds, 'round')} of {tokens:,} tokens   ·   "
+        f"{machine['cpu']}, {_count(settings.spec.threads or 1, 'thread')}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

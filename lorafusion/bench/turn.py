@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -138,13 +138,17 @@ def _child(way: str, inputs: Path, errors: Any) -> Generator[subprocess.Popen[st
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    for number, wait in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+    """End the child and whatever it started, politely first."""
+    _signal_group(child, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(timeout=GRACE_S)
+    _signal_group(child, signal.SIGKILL)
+    child.wait()
+
+
+def _signal_group(child: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # all have ended
         os.killpg(child.pid, number)
-        try:
-            child.wait(timeout=wait)
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def bench_train(  # noqa: PLR0913 - one argument an option
     against: Annotated[
         str, typer.Option(help="What to measure against: peft, trl, or peft,trl.")
     ] = "peft",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way at each dropout.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way at each dropout.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Most optimizer steps of a job.")] = 2,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Number format of the base, instead of the file's.")
