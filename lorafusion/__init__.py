@@ -10,23 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorafusion.adapters.lora import LoraConfig as LoraConfig
-    from lorafusion.api.callbacks import Callback as Callback
-    from lorafusion.api.callbacks import StopJob as StopJob
-    from lorafusion.api.callbacks import StopRun as StopRun
-    from lorafusion.api.job import Job as Job
-    from lorafusion.api.run import Run as Run
-    from lorafusion.api.run import stream as stream
-    from lorafusion.api.run import train as train
-    from lorafusion.api.settings import load_jobs as load_jobs
-    from lorafusion.errors import LorafusionError as LorafusionError
-    from lorafusion.jobs.schema import DatasetConfig as DatasetConfig
-    from lorafusion.jobs.schema import EvalConfig as EvalConfig
-    from lorafusion.training.records import EvalRecord as EvalRecord
-    from lorafusion.training.records import JobReady as JobReady
-    from lorafusion.training.records import StepRecord as StepRecord
-    from lorafusion.training.result import JobResult as JobResult
-    from lorafusion.training.result import RunResult as RunResult
+    from lorafusion.adapters.lora import LoraConfig
+    from lorafusion.api.callbacks import Callback, StopJob, StopRun
+    from lorafusion.api.job import Job
+    from lorafusion.api.run import Run, stream, train
+    from lorafusion.api.settings import load_jobs
+    from lorafusion.errors import LorafusionError
+    from lorafusion.jobs.schema import DatasetConfig, EvalConfig
+    from lorafusion.training.records import EvalRecord, JobReady, StepRecord
+    from lorafusion.training.result import JobResult, RunResult
 
 __version__ = "0.1.0"
 
@@ -50,15 +42,35 @@ _HOMES = {
     "LorafusionError": "errors",
 }
 
-__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Job",
+    "LoraConfig",
+    "DatasetConfig",
+    "EvalConfig",
+    "train",
+    "stream",
+    "Run",
+    "load_jobs",
+    "Callback",
+    "StopJob",
+    "StopRun",
+    "StepRecord",
+    "EvalRecord",
+    "JobReady",
+    "JobResult",
+    "RunResult",
+    "LorafusionError",
+    "__version__",
+]
 
+if not TYPE_CHECKING:  # a type checker would take any name for an Any
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"lorafusion.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"lorafusion.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

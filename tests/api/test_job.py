@@ -31,6 +31,13 @@ def union(hint: object) -> object:
     return found if isinstance(found, frozenset) else frozenset({found})
 
 
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(lorafusion, name) is not None for name in lorafusion.__all__)
+    assert set(lorafusion.__all__) <= set(dir(lorafusion))
+    with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
+        _ = lorafusion.tarin  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_settings_are_the_fields_of_a_job_file() -> None:
     own = {"name", "dataset", "adapter", "eval"}
     fields = get_type_hints(JobSpec, include_extras=True)
