@@ -152,15 +152,10 @@ def _evals_rows(wheel: zipfile.ZipFile, member: str) -> Iterator[Row]:
 
 def _members(sdist: Path) -> dict[str, str]:
     folder = sdist.name.removesuffix(".tar.gz")
-    names = (
-        "alpaca_en_demo.json",
-        "c4_demo.jsonl",
-        "glaive_toolcall_en_demo.json",
-        "identity.json",
-    )
+    names = "alpaca_en_demo.json c4_demo.jsonl glaive_toolcall_en_demo.json identity.json".split()
     found: dict[str, str] = {}
     with tarfile.open(sdist) as archive:
-        for name in names.split():
+        for name in names:
             file = archive.extractfile(f"{folder}/data/{name}")
             assert file is not None, "the hash of the archive was checked"
             found[name] = file.read().decode()
