@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(name: str, markers: str) -> None:
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", markers]
-        + ["--durations=5", str(HERE / name)],
+        [*pytest_, "-m", markers, str(HERE / name)],
         cwd=HERE.parents[1],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
