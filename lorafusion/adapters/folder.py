@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from pydantic import ValidationError
 
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.refused import refused_fields, refused_tensor
+from lorafusion.adapters.refused import refused_fields, refused_tensors
 from lorafusion.errors import AdapterError
 
 CONFIG_FILE = "adapter_config.json"
@@ -91,12 +91,9 @@ def read_folder(path: Path) -> AdapterFolder:
         raise AdapterError(f"{folder / CONFIG_FILE}: not supported: {' '.join(refused)}")
     data = read_data(folder)
     tensors = stored_tensors(folder, data)
-    for key in tensors:
-        reason = None if _module_of(key) else refused_tensor(key)
-        if reason:
-            raise AdapterError(
-                f"{folder / WEIGHTS_FILE}: tensor {key!r} is not supported: {reason}"
-            )
+    others = [key for key in tensors if _module_of(key) is None]
+    if others:
+        raise AdapterError(f"{folder / WEIGHTS_FILE}: {refused_tensors(others)}")
     pairs = _pairs(folder, tensors)
     config = _config(folder, fields, tuple(pairs))
     shapes = {name: _shape(folder, config, name, *pair) for name, pair in pairs.items()}

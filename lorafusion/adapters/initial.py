@@ -198,9 +198,9 @@ def _unused_keys(config: LoraConfig, targets: tuple[str, ...]) -> Iterator[Misfi
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         entries: Mapping[str, object] = value
-        return "{" + ", ".join(f"{key}: {entry}" for key, entry in entries.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in entries.items()) + "}"
     if isinstance(value, tuple):
         names: tuple[object, ...] = value
         shown = [str(name) for name in names]
         return "[" + ", ".join([*shown[:8], *(["..."] if len(shown) > 8 else [])]) + "]"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

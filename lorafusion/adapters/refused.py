@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # What we write, plus fields of PEFT's that do not change what the stored A and B mean: they say
@@ -68,9 +69,11 @@ def refused_fields(fields: dict[str, Any]) -> list[str]:
     return found
 
 
-def refused_tensor(key: str) -> str:
-    """Why a tensor that is no A or B of a linear is refused, and what to do."""
-    reasons = [reason for part, reason in _TENSORS.items() if part in key]
-    if reasons:
-        return f"{reasons[0]} {_MERGE}"
-    return "allowed are base_model.model.<module>.lora_A.weight and .lora_B.weight."
+def refused_tensors(keys: Sequence[str]) -> str:
+    """Why tensors that are no A or B of a linear are refused, by the one that says most."""
+    for part, reason in _TENSORS.items():
+        for key in keys:
+            if part in key:
+                return f"tensor {key!r} is not supported: {reason} {_MERGE}"
+    allowed = "base_model.model.<module>.lora_A.weight and .lora_B.weight"
+    return f"tensor {keys[0]!r} is not supported; allowed are {allowed}."
