@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from tests.conftest import WORDS
 Row = dict[str, str]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the rows and tokens of these tests out of the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "home"
-    monkeypatch.setenv("LORAFUSION_HOME", str(folder))
-    return folder
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAFUSION_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -31,18 +33,25 @@ def rows() -> list[Row]:
     return [{"prompt": text(), "completion": text()} for _ in range(12)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def jobs(rows: list[Row]) -> list[lorafusion.Job]:
-    """Two jobs, ten steps each; the first is evaluated."""
+    """Two jobs of six steps; the first is evaluated."""
     one = lorafusion.Job(
         "one",
         rows,
         adapter=lorafusion.LoraConfig(r=2, lora_dropout=0.1),
         global_batch_size=3,
-        max_steps=10,
-        eval={"val_size": 2, "every": 4},
+        max_steps=6,
+        max_seq_len=40,
+        eval={"val_size": 2, "every": 3},
     )
     other = lorafusion.Job(
-        "other", rows[:7], adapter={"r": 3}, learning_rate=1e-3, global_batch_size=2, max_steps=10
+        "other",
+        rows[:7],
+        adapter={"r": 3},
+        learning_rate=1e-3,
+        global_batch_size=2,
+        max_steps=6,
+        max_seq_len=40,
     )
     return [one, other]
