@@ -155,6 +155,9 @@ def _write(model: Any, base_model: str, output: Path) -> None:
     try:
         with replace_folder_atomic(output) as folder:
             model.save_pretrained(folder, max_shard_size=_MAX_SHARD)
+            for shard in folder.glob("*.safetensors"):
+                # safetensors makes files that only their owner reads; others serve the model too.
+                shard.chmod((folder / _CONFIG).stat().st_mode)
             (folder / _GENERATION_CONFIG).unlink(missing_ok=True)
             for name in (_GENERATION_CONFIG, *_TOKENIZER_FILES):
                 source = _base_file(base_model, name)

@@ -131,6 +131,8 @@ def test_what_comes_along(base: Path, tmp_path: Path) -> None:
         if name not in ("model.safetensors",):
             same = json.loads if name.endswith(".json") else str
             assert same((ours / name).read_text()) == same((folder / name).read_text()), name
+    modes = {path.stat().st_mode for path in ours.iterdir()}
+    assert len(modes) == 1, "some files are private and others are not"
     text = "the quick brown fox"
     tokenisers = [AutoTokenizer.from_pretrained(place) for place in (ours, folder)]
     assert tokenisers[0](text)["input_ids"] == tokenisers[1](text)["input_ids"]
