@@ -30,3 +30,16 @@ def encode(
         verbose=False,  # else it warns of samples longer than the model; we cut them ourselves
     )
     return cast(dict[str, list[list[Any]]], encoded)
+
+
+def adds_eos(tokenizer: Tokenizer, eos: int) -> bool:
+    """Whether the tokenizer closes every text with ``eos`` by itself.
+
+    Asked of a neutral text, since some prompts end with the token; and compared with the text's own
+    tokens, since a word that a tokenizer does not know may be the same token.
+    """
+    own, whole = (
+        encode(tokenizer, ["a"], add_special_tokens=special)["input_ids"][0]
+        for special in (False, True)
+    )
+    return whole[-1] == eos and whole[-1 - len(own) : -1] == own

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from jinja2.exceptions import TemplateError
 
+from lorafusion.data.encode import adds_eos
 from lorafusion.data.template import with_fixed_date
 from lorafusion.data.tokenizer import Tokenizer, eos_token_id
 from lorafusion.errors import DataError
@@ -28,7 +29,8 @@ def tokenise_prompt(tokenizer: Tokenizer, prompt: str, *, chat: bool) -> list[in
     else:
         tokens = _encode(tokenizer, prompt, special=True)
         # Some tokenizers close every text; an answer is to follow this one.
-        if _encode(tokenizer, "a", special=True)[-1] == eos_token_id(tokenizer):
+        eos = eos_token_id(tokenizer)
+        if eos is not None and adds_eos(tokenizer, eos):
             tokens = tokens[:-1]
     if not tokens:
         raise DataError("the prompt has no tokens: give some text.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from lorafusion.data.chat import Chat
 from lorafusion.data.dataset import Sample
-from lorafusion.data.encode import encode
+from lorafusion.data.encode import adds_eos, encode
 from lorafusion.data.formats import Conversation, PromptCompletion, Text
 from lorafusion.data.rows import PlacedRow
 from lorafusion.data.tokenizer import Tokenizer, eos_token_id
@@ -65,23 +65,23 @@ def tokenise_rows(
 
 
 def _texts(rows: list[PlacedRow], tokenizer: Tokenizer, eos: int) -> Iterator[Sample]:
-    adds_eos = _adds_eos(tokenizer, eos)
+    closes = adds_eos(tokenizer, eos)
     texts = [cast(Text, placed.row).text for placed in rows]
     for ids in encode(tokenizer, texts, add_special_tokens=True)["input_ids"]:
         # A text that was written with its end keeps one end, whoever adds another.
-        while adds_eos and ids[-2:] == [eos, eos]:
+        while closes and ids[-2:] == [eos, eos]:
             ids.pop()
         whole = ids if ids[-1:] == [eos] else [*ids, eos]
         yield Sample(np.asarray(whole, dtype=np.int32), np.ones(len(whole), dtype=np.bool_))
 
 
 def _pairs(rows: list[PlacedRow], tokenizer: Tokenizer, eos: int) -> Iterator[Sample]:
-    adds_eos = _adds_eos(tokenizer, eos)
+    closes = adds_eos(tokenizer, eos)
     pairs = [cast(PromptCompletion, placed.row) for placed in rows]
     prompts = encode(tokenizer, [pair.prompt for pair in pairs], add_special_tokens=True)
     answers = encode(tokenizer, [pair.completion for pair in pairs], add_special_tokens=False)
     for prompt, answer in zip(prompts["input_ids"], answers["input_ids"], strict=True):
-        head = prompt[:-1] if adds_eos else prompt
+        head = prompt[:-1] if closes else prompt
         tail = answer if answer[-1:] == [eos] else [*answer, eos]
         yield Sample(
             input_ids=np.asarray(head + tail, dtype=np.int32),
@@ -91,8 +91,3 @@ def _pairs(rows: list[PlacedRow], tokenizer: Tokenizer, eos: int) -> Iterator[Sa
 
 def _all_trained(sample: Sample) -> Sample:
     return Sample(sample.input_ids, np.ones(len(sample.input_ids), dtype=np.bool_))
-
-
-def _adds_eos(tokenizer: Tokenizer, eos: int) -> bool:
-    """Whether it closes every text. Asked of a neutral one: some prompts end with the token."""
-    return encode(tokenizer, ["a"], add_special_tokens=True)["input_ids"][0][-1] == eos

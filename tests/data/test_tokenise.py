@@ -63,6 +63,18 @@ def test_completion_and_eos_are_trained(tokenizer: Any) -> None:
     assert sample.trained.tolist() == [False] * len(prompt) + [True] * (len(answer) + 1)
 
 
+def test_a_tokenizer_whose_unknown_token_is_its_end_keeps_the_prompt() -> None:
+    """The probe for a tokenizer that closes every text meets an unknown word here."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"</s>": 0, "up": 1, "down": 2}, unk_token="</s>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="</s>")
+    (sample,) = tokenise_rows(_pairs(("up up", "down")), words)
+    assert sample.input_ids.tolist() == [1, 1, 2, 0]
+
+
 def test_an_eos_in_the_completion_is_not_doubled(tokenizer: Any) -> None:
     (sample,) = tokenise_rows(_pairs(("the fox", "no" + END)), tokenizer)
     assert _trained(tokenizer, sample) == "no" + END
