@@ -37,15 +37,19 @@ class LaunchConfig:
     tile's."""
     tma: bool = False
     """up, grad_input: persistent programs that load through tensor descriptors."""
-    atomic: bool = False
-    """grad_down: add dB in any order, in place of partial sums in a fixed one."""
+    BR: int = 64
+    """The most ranks that a program works on at a time."""
+    atomic: bool | None = None
+    """grad_down: add dB in any order (True), or partial sums of it in a fixed one (False). None: in
+    a fixed one, unless the partial sums exceed 30% of dY's bytes; always in a fixed one where
+    ``torch.use_deterministic_algorithms`` is on."""
 
 
 # None was timed yet: compiled ahead of time for every architecture, they spill nowhere.
 _HALF = {
     "down": LaunchConfig(BM=32, BK=128, warps=4, stages=3),
     "up": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
-    "grad_down": LaunchConfig(BM=128, BN=64, warps=4, stages=3, span=512),
+    "grad_down": LaunchConfig(BM=128, BN=64, warps=8, stages=3, span=512),
     "grad_input": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
     "grad_a": LaunchConfig(BM=64, BK=128, warps=8, stages=3, span=1024),
 }
@@ -58,6 +62,8 @@ _SINGLE = {
     "grad_a": LaunchConfig(BM=32, BK=64, warps=8, stages=2, span=1024),
 }
 _WITH_TMA = ("sm_90", "sm_100")
+# Their products read both operands from registers.
+_WITHOUT_ASYNC_PRODUCTS = ("sm_80", "sm_86", "sm_89", "sm_120")
 
 
 def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
@@ -71,6 +77,8 @@ def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
     config = (_SINGLE if dtype == torch.float32 else _HALF)[op]
     if arch.startswith("gfx"):  # 64 KB of shared memory; the loads of a step are held in registers
         config = replace(config, stages=2)
+    if arch in _WITHOUT_ASYNC_PRODUCTS and op in ("up", "grad_input"):
+        config = replace(config, BR=32)  # 64: 36 to 52 bytes spilt on sm_120
     tma = op in ("up", "grad_input") and arch in _WITH_TMA and dtype != torch.float32
     return replace(config, tma=tma)
 

@@ -22,7 +22,6 @@ from lorafusion.kernels.dropout import rescale
 from lorafusion.kernels.hashing import signed
 from lorafusion.kernels.launch_configs import rank_chunk
 from lorafusion.kernels.layout import AdapterLayout, FusedForm, ModuleAdapters
-from lorafusion.kernels.tiles import int64_table
 
 COLUMNS = 8
 """Addresses of A and B, rank, dropout threshold, bits of scale and of 1/(1-p), module key, 0."""
@@ -62,11 +61,6 @@ class PackedForms:
     def chunk(self) -> int:
         """See :func:`rank_chunk`."""
         return rank_chunk(max(self.ranks, default=1))
-
-    @property
-    def chunks(self) -> int:
-        """Chunks that make up the width."""
-        return -(-self.width // self.chunk)
 
 
 def round_up(length: int, multiple: int) -> int:
@@ -150,7 +144,7 @@ def _pack(
             )
         )
     return PackedForms(
-        table=int64_table(tuple(rows), COLUMNS, x.device),
+        table=torch.tensor(rows, dtype=torch.int64).view(-1, COLUMNS).to(x.device),
         ranks=tuple(ranks),
         dropout=any(form.dropout for form in here.values()),
         stride_a=factors[0].stride(0) if factors else 0,

@@ -303,7 +303,7 @@ def lora_gemm(
         BM=config.BM,
         BN=config.BN,
         BK=config.BK,
-        BR=forms.chunk,
+        BR=min(forms.chunk, config.BR),
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -337,7 +337,7 @@ def gemm_examples(
         "BM": config.BM,
         "BN": config.BN,
         "BK": config.BK,
-        "BR": chunk,
+        "BR": min(chunk, config.BR),
     }
     return [KernelExample(gemm_kernel, signature, constants, config.warps, config.stages)]
 

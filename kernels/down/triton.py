@@ -83,10 +83,11 @@ def down(
     """See the op."""
     forms = pack(layout, adapters, x_TK)
     config = config or choose_config("down", x_TK, forms.chunk)
+    chunk = min(forms.chunk, config.BR)
     s_TR = x_TK.new_empty(len(x_TK), forms.width, dtype=torch.float32)
     tiles = tile_table(layout.segment_starts, config.BM, x_TK.device)
     if forms.width and len(tiles):
-        down_kernel[(len(tiles), forms.chunks)](
+        down_kernel[(len(tiles), -(-forms.width // chunk))](
             x_TK,
             s_TR,
             forms.table,
@@ -99,7 +100,7 @@ def down(
             DROPOUT=forms.dropout,
             BM=config.BM,
             BK=config.BK,
-            BR=forms.chunk,
+            BR=chunk,
             num_warps=config.warps,
             num_stages=config.stages,
         )
@@ -120,5 +121,5 @@ def examples(
         "p_position": "*i64",
         **dict.fromkeys(("K", "R", "stride_x", "stride_a"), "i32"),
     }
-    constants = {"DROPOUT": dropout, "BM": config.BM, "BK": config.BK, "BR": chunk}
+    constants = {"DROPOUT": dropout, "BM": config.BM, "BK": config.BK, "BR": min(chunk, config.BR)}
     return [KernelExample(down_kernel, signature, constants, config.warps, config.stages)]

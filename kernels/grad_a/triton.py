@@ -94,12 +94,13 @@ def grad_a(
     """See the op."""
     forms = pack(layout, adapters, x_TK)
     config = config or choose_config("grad_a", x_TK, forms.chunk)
+    chunk = min(forms.chunk, config.BR)
     columns, width = x_TK.shape[1], ds_TR.shape[1]
     shares = plan_shares(layout, forms, slots, columns=columns, height=config.span)
     tiles = tile_table(layout.segment_starts, config.span, x_TK.device)
     da = ds_TR.new_empty(shares.shares)
     if shares.shares:
-        grid = (len(tiles), -(-columns // config.BK), -(-width // forms.chunk))
+        grid = (len(tiles), -(-columns // config.BK), -(-width // chunk))
         grad_a_kernel[grid](
             ds_TR,
             x_TK,
@@ -115,7 +116,7 @@ def grad_a(
             SPAN=config.span,
             BM=config.BM,
             BK=config.BK,
-            BR=forms.chunk,
+            BR=chunk,
             num_warps=config.warps,
             num_stages=config.stages,
         )
@@ -144,7 +145,7 @@ def examples(
         "SPAN": config.span,
         "BM": config.BM,
         "BK": config.BK,
-        "BR": chunk,
+        "BR": min(chunk, config.BR),
     }
     main = KernelExample(grad_a_kernel, signature, constants, config.warps, config.stages)
     return [main, sum_example()]

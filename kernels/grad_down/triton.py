@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lorafusion.kernels.gradients import COLUMNS, plan_shares
+from lorafusion.kernels.gradients import COLUMNS, Shares, plan_shares
 from lorafusion.kernels.launch_configs import (
     KernelExample,
     LaunchConfig,
@@ -100,19 +100,27 @@ def grad_down(
     slots: Collection[int],
     config: LaunchConfig | None = None,
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """See the op. dB is added up in an order that depends on the job's rows alone."""
+    """See the op.
+
+    dB is added up in an order that depends on the job's rows alone; but see
+    :attr:`LaunchConfig.atomic`.
+    """
     forms = pack(layout, adapters, dy_TN)
     config = config or choose_config("grad_down", dy_TN, forms.chunk)
+    chunk = min(forms.chunk, config.BR)
     (rows, columns), width = dy_TN.shape, s_TR.shape[1]
     spans = -(-columns // config.span)
-    shares = plan_shares(
-        layout, forms, slots, columns=columns, height=config.BM, split=not config.atomic
-    )
+    shares = plan_shares(layout, forms, slots, columns=columns, height=config.BM)
+    atomic = config.atomic
+    if atomic is None:
+        atomic = _too_large(shares, dy_TN) and not torch.are_deterministic_algorithms_enabled()
+    if atomic:
+        shares = plan_shares(layout, forms, slots, columns=columns, height=config.BM, split=False)
     tiles = tile_table(layout.segment_starts, config.BM, dy_TN.device)
     ds = s_TR.new_empty(spans, rows, width)
-    db = (s_TR.new_zeros if config.atomic else s_TR.new_empty)(shares.shares)
+    db = (s_TR.new_zeros if atomic else s_TR.new_empty)(shares.shares)
     if width and len(tiles) and columns:
-        grad_down_kernel[(len(tiles), spans, -(-width // forms.chunk))](
+        grad_down_kernel[(len(tiles), spans, -(-width // chunk))](
             dy_TN,
             s_TR,
             ds,
@@ -125,11 +133,11 @@ def grad_down(
             width,
             dy_TN.stride(0),
             forms.stride_b,
-            ATOMIC=config.atomic,
+            ATOMIC=atomic,
             SPAN=config.span,
             BM=config.BM,
             BN=config.BN,
-            BR=forms.chunk,
+            BR=chunk,
             num_warps=config.warps,
             num_stages=config.stages,
         )
@@ -144,6 +152,12 @@ def grad_down(
     return ds.view(rows, width), shares.split(db, by_rank=False)
 
 
+def _too_large(shares: Shares, dy_TN: torch.Tensor) -> bool:
+    """Whether the partial sums of dB exceed 30% of dY's bytes."""
+    parts = 0 if shares.direct else 4 * shares.shares
+    return parts > 0.3 * dy_TN.numel() * dy_TN.element_size()
+
+
 def examples(
     config: LaunchConfig, *, chunk: int, dtype: torch.dtype, dropout: bool
 ) -> list[KernelExample]:
@@ -156,11 +170,11 @@ def examples(
         **dict.fromkeys(("T", "N", "R", "stride_dy", "stride_b"), "i32"),
     }
     constants = {
-        "ATOMIC": config.atomic,
+        "ATOMIC": bool(config.atomic),
         "SPAN": config.span,
         "BM": config.BM,
         "BN": config.BN,
-        "BR": chunk,
+        "BR": min(chunk, config.BR),
     }
     main = KernelExample(grad_down_kernel, signature, constants, config.warps, config.stages)
     return [main, sum_example()]

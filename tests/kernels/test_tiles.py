@@ -76,7 +76,7 @@ def test_the_table_of_forms(packed):
     case = packed.to(torch.bfloat16, torch.float32)
     forms = pack(case.layout(), case.adapters, case.x)
     assert forms.ranks == (3, 0, 8, 0, 1)
-    assert (forms.width, forms.chunk, forms.chunks, forms.dropout) == (16, 16, 1, True)
+    assert (forms.width, forms.chunk, forms.dropout) == (16, 16, True)
     by_address = {factor.data_ptr(): factor for factor in forms.factors}
     for job, row in zip(case.jobs, forms.table.tolist(), strict=True):
         if job.rank is None:

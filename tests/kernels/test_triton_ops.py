@@ -26,14 +26,14 @@ TILES = {
     "large": {
         "down": LaunchConfig(BM=64, BK=128),
         "up": LaunchConfig(BM=64, BN=128, BK=64),
-        "grad_down": LaunchConfig(BM=64, BN=64, span=64),
+        "grad_down": LaunchConfig(BM=64, BN=64, span=64, atomic=False),
         "grad_input": LaunchConfig(BM=64, BN=64, BK=128),
         "grad_a": LaunchConfig(BM=64, BK=64, span=128),
     },
     "small": {
         "down": LaunchConfig(BM=16, BK=32),
-        "up": LaunchConfig(BM=32, BN=32, BK=32, group=2),
-        "grad_down": LaunchConfig(BM=32, BN=16, span=32),
+        "up": LaunchConfig(BM=32, BN=32, BK=32, group=2, BR=16),
+        "grad_down": LaunchConfig(BM=32, BN=16, span=32, BR=16, atomic=False),
         "grad_input": LaunchConfig(BM=16, BN=32, BK=64, group=1),
         "grad_a": LaunchConfig(BM=16, BK=32, span=16),
     },
@@ -249,6 +249,37 @@ def test_partial_sums_are_added_in_one_order(several, tiles):
     first, again = several.run("triton"), several.run("triton")
     for name, tensor in parts(first).items():
         assert torch.equal(tensor, parts(again)[name]), name
+
+
+@pytest.mark.parametrize(
+    ("rank", "rows", "deterministic", "atomic"),
+    [
+        (16, 128, False, True),  # 2 shares of 16 ranks in float32: 50% of 128 rows
+        (16, 128, True, False),
+        (8, 128, False, False),  # 25%
+        (64, 64, False, False),  # one tile: its share is the gradient
+    ],
+)
+def test_when_db_is_added_in_any_order(make_case, job, rank, rows, deterministic, atomic):
+    module = implementation("grad_down", "triton")
+    case = make_case([job(0, rank, [rows], [1])], K=16, N=64).to(torch.float32, torch.float32)
+    layout, adapters, dtype = case.layout(), case.adapters, torch.bfloat16
+    s = implementation("down", "triton").down(case.x.detach().to(dtype), layout, adapters)
+    launched, original = [], module.grad_down_kernel
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *args, **options: (
+                launched.append(options["ATOMIC"]),
+                original[grid](*args, **options),
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "grad_down_kernel", Spy())
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+        config = LaunchConfig(BM=64, BN=64, span=64)
+        module.grad_down(case.dy.to(dtype), s, layout, adapters, slots=[0], config=config)
+    assert launched == [atomic]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
