@@ -10,13 +10,14 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt kernels/native/lora.cpp
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo test test-slow lint format clean
+.PHONY: help setup fetch demo test test-slow test-aot lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
 	@echo "make demo       train four LoRA jobs at once on a 135M model (10 minutes on 2 cores)"
 	@echo "make test       the tests that every commit must pass"
 	@echo "make test-slow  the tests that take minutes each"
+	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
 	@echo "make lint       ruff and pyright;  make format  lets ruff mend what it can"
 	@echo "make clean      remove .venv, build folders and tool caches"
 
@@ -48,10 +49,13 @@ demo: fetch
 	$(BIN)/lorafusion train jobs/examples/demo.yaml --output runs/demo --overwrite --show-generation
 
 test: fetch
-	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -m "not slow and not gpu and not aot" --durations=10
 
 test-slow: fetch
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10
+	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10
+
+test-aot: setup
+	$(BIN)/python -m pytest -m aot --durations=10
 
 lint: setup
 	$(BIN)/ruff check
