@@ -131,10 +131,12 @@ class LoraModule:
 
         rows, columns = weight.shape
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        generator = torch.Generator().manual_seed(hash64(seed, module_key(name)) >> 1)
+        generator = torch.Generator("cpu").manual_seed(hash64(seed, module_key(name)) >> 1)
         bound = 1 / math.sqrt(columns)
         rank = config.rank_of(name)
-        a = torch.empty(rank, columns).uniform_(-bound, bound, generator=generator)
+        # A caller's default dtype and device must not change the numbers that are drawn.
+        a = torch.empty(rank, columns, dtype=torch.float32, device="cpu")
+        a.uniform_(-bound, bound, generator=generator)
         self.lora_A = a.to(weight.device, dtype).requires_grad_()
         self.lora_B = weight.new_zeros(rows, rank, dtype=dtype).requires_grad_()
         self._scale = config.scale_of(name)

@@ -53,6 +53,15 @@ def test_a_begins_in_pefts_range_and_b_at_zero(tiny_base: Path) -> None:
     assert build().lora_B.shape == (48, 8)
 
 
+def test_a_callers_default_dtype_changes_nothing() -> None:
+    expected = build(seed=5).lora_A
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(build(seed=5).lora_A, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_depends_on_seed_and_module_and_on_nothing_else() -> None:
     first = build(seed=5)
     torch.manual_seed(123)
