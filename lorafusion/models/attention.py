@@ -39,6 +39,11 @@ class AttentionRules(NamedTuple):
     sinks: torch.Tensor | None = None
     """[heads]: one more score per head in the softmax's sum, which has no value."""
 
+    @property
+    def explicit(self) -> bool:
+        """Whether torch's own attention cannot do it, between product and softmax or in the sum."""
+        return self.softcap is not None or self.sinks is not None
+
 
 def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
@@ -109,13 +114,12 @@ def _one_sample(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rules: AttentionRules
 ) -> torch.Tensor:
     dtype = query.dtype
-    explicit = rules.softcap is not None or rules.sinks is not None
-    if dtype == torch.bfloat16 and (explicit or query.device.type == "cpu"):
-        # SDPA's bfloat16 backward on a CPU took 1.4 ms for 40 tokens where float32 took .4; and
-        # tanh and softmax written out keep about 3 digits in bfloat16.
+    if dtype == torch.bfloat16 and (rules.explicit or query.device.type == "cpu"):
+        # SDPA's bfloat16 backward on a CPU took 1.4 ms for 40 tokens where float32 took .4; and a
+        # tanh and softmax written out would keep three digits.
         query, key, value = query.float(), key.float(), value.float()
     rows = query.shape[2]
-    if explicit or (rules.window is not None and rows > rules.window):
+    if rules.explicit or (rules.window is not None and rows > rules.window):
         out = _in_blocks(query, key, value, rules)
     else:
         out = F.scaled_dot_product_attention(
@@ -130,7 +134,7 @@ def _in_blocks(
     """A block of queries at a time, each with the keys that it sees any of."""
     rows = query.shape[2]
     window = rows if rules.window is None else rules.window
-    explicit = rules.softcap is not None or rules.sinks is not None
+    attend = _explicit_again if rules.explicit else _masked
     pieces: list[torch.Tensor] = []
     for start, q in zip(range(0, rows, BLOCK_ROWS), query.split(BLOCK_ROWS, dim=2), strict=True):
         stop, first = start + q.shape[2], max(0, start - window + 1)
@@ -138,27 +142,25 @@ def _in_blocks(
         column = torch.arange(first, stop, device=q.device)
         seen = (column <= row) & (column > row - window)
         k, v = key[:, :, first:stop], value[:, :, first:stop]
-        if explicit:
-            # Made again in the backward: the scores of all layers would be kept until then.
-            pieces.append(
-                checkpoint(
-                    _explicit,
-                    q,
-                    k,
-                    v,
-                    seen,
-                    rules,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            )
-        else:
-            pieces.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=seen, scale=rules.scaling, enable_gqa=True
-                )
-            )
+        pieces.append(attend(q, k, v, seen, rules))
     return torch.cat(pieces, dim=2)
+
+
+def _masked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    rules: AttentionRules,
+) -> torch.Tensor:
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=rules.scaling, enable_gqa=True
+    )
+
+
+def _explicit_again(*block: Any) -> torch.Tensor:
+    # Computed a second time in the backward: else the scores of all layers are kept until then.
+    return checkpoint(_explicit, *block, use_reentrant=False, preserve_rng_state=False)
 
 
 def _explicit(
