@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base. ``tensors`` names every weight as the checkpoint does, before any wrapping."""
+    """A loaded base. ``tensors`` names every weight as its model does, before any wrapping."""
 
     name: str
     model: PreTrainedModel
