@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lorafusion.adapters.bank import AdapterBank, ResidentAdapter
+from lorafusion.adapters.initial import resolve_adapter
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.adapters.peft_format import StoredAdapter, save_adapter
 from lorafusion.bench.settings import Settings
@@ -25,6 +26,7 @@ from lorafusion.errors import BenchError, DataError
 from lorafusion.files import token_cache, write_text_atomic
 from lorafusion.jobs.schema import EvalConfig, JobSpec, RunSpec
 from lorafusion.models.load import Base, load_base
+from lorafusion.models.refusals import longest_sample
 from lorafusion.training.data import JobData
 from lorafusion.training.schedule import learning_rate
 
@@ -120,7 +122,7 @@ def sorted_batches(
 
 def _fitted(spec: RunSpec, base: Base) -> RunSpec:
     """A default ``max_seq_len`` gives way to a shorter base, as in training."""
-    longest = getattr(base.model.config, "max_position_embeddings", None)
+    longest = longest_sample(base.model.config)
     jobs: list[JobSpec] = []
     for job in spec.jobs:
         too_long = longest is not None and job.max_seq_len > longest
@@ -184,11 +186,15 @@ def _write_samples(path: Path, samples: Sequence[Any]) -> None:
 
 def _write_adapter(job: JobSpec, bank: AdapterBank, base_model: str, folder: Path) -> None:
     """The weights that our own training begins with, as a PEFT folder."""
-    config = job.adapter
-    assert isinstance(config, LoraConfig)
-    resident = bank.add(config, bank.match(config.target_modules), seed=job.seed)
-    stored = StoredAdapter(config, base_model, dict(_factors(resident)))
-    save_adapter(folder, stored, linears=(*bank.linears, "lm_head"), card="Initial weights.\n")
+    assert isinstance(job.adapter, LoraConfig)
+    resolved = resolve_adapter(job.adapter, bank.names)
+    resident = bank.add(resolved.config, resolved.targets, seed=job.seed)
+    initial = resolved.initial_tensors()
+    if initial is not None:
+        resident.load(initial)
+    factors = dict(_factors(resident))
+    stored = StoredAdapter(resolved.config, base_model, factors, bank.fan_in_fan_out)
+    save_adapter(folder, stored, linears=bank.linears_and_head, card="Initial weights.\n")
     bank.remove(resident.slot)
 
 

@@ -94,3 +94,19 @@ def test_a_length_beyond_the_base_is_said_before_any_turn(job_file: Path, tmp_pa
     job_file.write_text(json.dumps(run))
     with pytest.raises(DataError, match=r"'narrow': max_seq_len 4000 .* up to 256"):
         write_inputs(settings(job_file, tmp_path), tmp_path / "inputs", status=silent)
+
+
+def test_a_job_that_starts_from_a_folder(job_file: Path, tmp_path: Path) -> None:
+    asked = settings(job_file, tmp_path / "out")
+    write_inputs(asked, tmp_path / "first", status=silent)
+    source = inputs_folder(tmp_path / "first", 0.0) / "narrow" / "adapter"
+    run = json.loads(job_file.read_text())
+    run["jobs"][1] |= {"adapter": {"init_from": str(source)}, "seed": 99}
+    job_file.write_text(json.dumps(run))
+    write_inputs(settings(job_file, tmp_path / "out"), tmp_path / "second", status=silent)
+    found = load_adapter(inputs_folder(tmp_path / "second", 0.05) / "narrow" / "adapter")
+    expected = load_adapter(source)
+    assert found.config.r == 3
+    assert found.config.lora_dropout == 0.05
+    assert found.modules.keys() == expected.modules.keys()
+    assert all((a == expected.modules[name][0]).all() for name, (a, _) in found.modules.items())
