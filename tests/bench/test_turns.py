@@ -127,10 +127,11 @@ def test_a_failed_turn_keeps_those_before_it(tmp_path: Path, fake: Any) -> None:
 
 
 def test_an_interrupt_ends_the_child_and_its_children(tmp_path: Path, fake: Any) -> None:
-    # Its own child is deaf to SIGTERM.
+    # Its own child is deaf to SIGTERM, once it has said so.
     fake(
         "import os, subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
-        "'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)']); "
+        "'import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); "
+        "time.sleep(60)'], stdout=subprocess.PIPE); p.stdout.readline(); "
         f"e = dict({STEP!r}, tokens=p.pid, step=os.getpid()); import json; "
         "print(json.dumps(e), flush=True); time.sleep(60)"
     )
