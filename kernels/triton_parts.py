@@ -5,14 +5,33 @@ The mask is :mod:`lorafusion.kernels.dropout`'s, bit for bit, whatever the tile 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
+from lorafusion.errors import KernelError
 from lorafusion.kernels import packed, tiles
+from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
 
 TILE = tl.constexpr(tiles.COLUMNS)
 FORM = tl.constexpr(packed.COLUMNS)
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
+
+
+def pack_for(
+    x: torch.Tensor, layout: AdapterLayout, adapters: ModuleAdapters
+) -> packed.PackedForms:
+    """What a launch on ``x`` reads of the adapters; see :func:`lorafusion.kernels.packed.pack`.
+
+    Raises:
+        KernelError: x is float64, or on the CPU where triton does not interpret.
+    """
+    if x.device.type == "cpu" and isinstance(finalise, triton.JITFunction):
+        raise KernelError(
+            "the triton backend needs tensors on a GPU, and these are on the CPU; unset "
+            "LORAFUSION_BACKEND, or set TRITON_INTERPRET=1 from the start to try it there, slowly."
+        )
+    return packed.pack(layout, adapters, x)
 
 
 @triton.jit

@@ -18,9 +18,16 @@ from lorafusion.kernels.launch_configs import (
     pointer,
 )
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-from lorafusion.kernels.packed import pack, row_keys
+from lorafusion.kernels.packed import row_keys
 from lorafusion.kernels.tiles import tile_table
-from lorafusion.kernels.triton_parts import FORM, keep_mask, load_float, load_row_keys, load_tile
+from lorafusion.kernels.triton_parts import (
+    FORM,
+    keep_mask,
+    load_float,
+    load_row_keys,
+    load_tile,
+    pack_for,
+)
 
 
 @triton.jit
@@ -81,7 +88,7 @@ def down(
     config: LaunchConfig | None = None,
 ) -> torch.Tensor:
     """See the op."""
-    forms = pack(layout, adapters, x_TK)
+    forms = pack_for(x_TK, layout, adapters)
     config = config or choose_config("down", x_TK, forms.chunk)
     chunk = min(forms.chunk, config.BR)
     s_TR = x_TK.new_empty(len(x_TK), forms.width, dtype=torch.float32)

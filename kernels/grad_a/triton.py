@@ -20,9 +20,16 @@ from lorafusion.kernels.launch_configs import (
     pointer,
 )
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-from lorafusion.kernels.packed import pack, row_keys
+from lorafusion.kernels.packed import row_keys
 from lorafusion.kernels.tiles import tile_table
-from lorafusion.kernels.triton_parts import FORM, keep_mask, load_float, load_row_keys, load_tile
+from lorafusion.kernels.triton_parts import (
+    FORM,
+    keep_mask,
+    load_float,
+    load_row_keys,
+    load_tile,
+    pack_for,
+)
 from lorafusion.kernels.triton_sum import sum_example, sum_parts
 
 SHARE = tl.constexpr(COLUMNS)
@@ -92,7 +99,7 @@ def grad_a(
     config: LaunchConfig | None = None,
 ) -> dict[int, torch.Tensor]:
     """See the op."""
-    forms = pack(layout, adapters, x_TK)
+    forms = pack_for(x_TK, layout, adapters)
     config = config or choose_config("grad_a", x_TK, forms.chunk)
     chunk = min(forms.chunk, config.BR)
     columns, width = x_TK.shape[1], ds_TR.shape[1]

@@ -21,9 +21,8 @@ from lorafusion.kernels.launch_configs import (
     pointer,
 )
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-from lorafusion.kernels.packed import pack
 from lorafusion.kernels.tiles import tile_table
-from lorafusion.kernels.triton_parts import FORM, load_float, load_tile
+from lorafusion.kernels.triton_parts import FORM, load_float, load_tile, pack_for
 from lorafusion.kernels.triton_sum import sum_example, sum_parts
 
 SHARE = tl.constexpr(COLUMNS)
@@ -105,7 +104,7 @@ def grad_down(
     dB is added up in an order that depends on the job's rows alone; but see
     :attr:`LaunchConfig.atomic`.
     """
-    forms = pack(layout, adapters, dy_TN)
+    forms = pack_for(dy_TN, layout, adapters)
     config = config or choose_config("grad_down", dy_TN, forms.chunk)
     chunk = min(forms.chunk, config.BR)
     (rows, columns), width = dy_TN.shape, s_TR.shape[1]

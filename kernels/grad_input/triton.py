@@ -6,8 +6,8 @@ import torch
 
 from lorafusion.kernels.launch_configs import KernelExample, LaunchConfig, choose_config
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-from lorafusion.kernels.packed import pack
 from lorafusion.kernels.triton_gemm import gemm_examples, lora_gemm
+from lorafusion.kernels.triton_parts import pack_for
 
 
 def grad_input(
@@ -20,7 +20,7 @@ def grad_input(
     config: LaunchConfig | None = None,
 ) -> torch.Tensor:
     """See the op."""
-    forms = pack(layout, adapters, dy_TN)
+    forms = pack_for(dy_TN, layout, adapters)
     config = config or choose_config("grad_input", dy_TN, forms.chunk)
     return lora_gemm(dy_TN, weight_NK, None, ds_TR, layout, forms, config, backward=True)
 

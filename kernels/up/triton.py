@@ -6,8 +6,8 @@ import torch
 
 from lorafusion.kernels.launch_configs import KernelExample, LaunchConfig, choose_config
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
-from lorafusion.kernels.packed import pack
 from lorafusion.kernels.triton_gemm import gemm_examples, lora_gemm
+from lorafusion.kernels.triton_parts import pack_for
 
 
 def up(
@@ -21,7 +21,7 @@ def up(
     config: LaunchConfig | None = None,
 ) -> torch.Tensor:
     """See the op."""
-    forms = pack(layout, adapters, x_TK)
+    forms = pack_for(x_TK, layout, adapters)
     config = config or choose_config("up", x_TK, forms.chunk)
     return lora_gemm(x_TK, weight_NK.T, bias_N, s_TR, layout, forms, config, backward=False)
 
