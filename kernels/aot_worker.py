@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -77,8 +78,8 @@ def compile_kernel(example: KernelExample, target: Target) -> dict[str, Any]:
     options = {"num_warps": example.warps, "num_stages": example.stages}
     gpu = GPUTarget(target.backend, target.arch, target.warp)
     log, started = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stdout(log), triton.knobs.nvidia.scope():
-        triton.knobs.nvidia.dump_ptxas_log = True
+    with contextlib.redirect_stdout(log), knobs.nvidia.scope():
+        knobs.nvidia.dump_ptxas_log = True
         compiled = triton.compile(source, target=gpu, options=options)
     report = {"kernel": function.__name__, "seconds": time.perf_counter() - started}
     read = _read_cuda if target.backend == "cuda" else _read_hip

@@ -22,6 +22,7 @@ from lorafusion.kernels.launch_configs import (
 )
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
 from lorafusion.kernels.tiles import tile_table
+from lorafusion.kernels.traffic import too_large
 from lorafusion.kernels.triton_parts import FORM, load_float, load_tile, pack_for
 from lorafusion.kernels.triton_sum import sum_example, sum_parts
 
@@ -152,9 +153,8 @@ def grad_down(
 
 
 def _too_large(shares: Shares, dy_TN: torch.Tensor) -> bool:
-    """Whether the partial sums of dB exceed 30% of dY's bytes."""
     parts = 0 if shares.direct else 4 * shares.shares
-    return parts > 0.3 * dy_TN.numel() * dy_TN.element_size()
+    return too_large(parts, dy_TN.numel() * dy_TN.element_size())
 
 
 def examples(
