@@ -123,6 +123,9 @@ def test_what_comes_along(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, folder)
     # Refused by transformers when it saves, but not when it loads.
     (folder / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": false}')
+    config = json.loads((folder / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # as transformers 4 wrote it
+    (folder / "config.json").write_text(json.dumps(config))
     adapter = make_adapter(base, tmp_path / "adapter")
     run(adapter, tmp_path / "merged", base_model=str(folder))
     ours = tmp_path / "merged"
