@@ -170,9 +170,11 @@ def train_with_trl(
 def trl_settings(job: dict[str, Any], output: str) -> Any:
     """SFTTrainer set for speed on a CPU, without another training.
 
-    * ``padding_free`` and ``packing`` are off: without FlashAttention, which needs a GPU, they give
-      attention a dense mask over the whole batch.
-    * ``bf16`` (autocast) is off: a bfloat16 base computes in bfloat16 as it is.
+    * ``padding_free``: transformers gives attention a mask that keeps the samples apart. On 528
+      tokens in 4 samples a step took 5.0 to 6.0 s of CPU time with it, 8.8 to 11.0 s without.
+    * ``packing`` is off: it would put other samples into a batch.
+    * ``bf16`` (autocast) is off: 9.1 s where 8.8 to 11.0 s were taken without, so nothing is gained
+      on a base that is bfloat16 already, and the adapter's products stay float32.
     * ``gradient_checkpointing`` is off (TRL's default is on): it runs every forward twice.
     * No worker process for the data, which is in memory.
     * ``loss_type`` stays ``nll``: TRL's own head makes logits at labelled rows only.
@@ -185,7 +187,7 @@ def trl_settings(job: dict[str, Any], output: str) -> Any:
         bf16=False,
         max_length=None,
         packing=False,
-        padding_free=False,
+        padding_free=True,
         gradient_checkpointing=False,
         per_device_train_batch_size=max(map(len, job["sorted_batches"])),
         num_train_epochs=1,
