@@ -17,9 +17,12 @@ from lorafusion.models.head import Head
 from lorafusion.models.load import Base
 from lorafusion.models.refusals import longest_sample
 
-# Relative error of the logits. Wrong wiring shows as errors near 1. In float64 too, transformers'
-# norms and eager softmax are float32.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Relative error of logits. Wrong wiring shows as errors near 1. In float64 too, transformers' eager
+# softmax is float32. SmolLM2's 30 layers in bfloat16 differ by .01 in most rows between two right
+# attentions, but by .8 in one of 26: hence not the worst row.
+_LAYERS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Of the head alone, on equal hidden states.
+_HEAD = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.02}
 _LENGTHS = (13, 5, 8)
 _WINDOW = 4
 
@@ -47,14 +50,17 @@ def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
         base.model.set_attn_implementation(base.attention)
         states, expected = _alone(base.model, samples)
         base.model.set_attn_implementation(name)
-        hidden = packed(samples)
-    tolerance = _TOLERANCE[base.dtype]
+        together = packed(samples)
+        apart = torch.cat([packed([sample]) for sample in samples])
     error = _error(head.logits(states), expected)
-    if not error <= tolerance:
+    if not error <= _HEAD[base.dtype]:
         raise _unfit(base, error, "makes other logits of its final hidden state than its config")
-    error = _error(head.logits(hidden), expected)
-    if not error <= tolerance:
+    error = _error_of_most_rows(head.logits(apart), expected)
+    if not error <= _LAYERS[base.dtype]:
         raise _unfit(base, error, "gives other logits when its layers are called one by one")
+    error = _error(together, apart)
+    if not error <= _LAYERS[base.dtype]:
+        raise _unfit(base, error, "gives other results when samples are packed side by side")
 
 
 def _samples(base: Base, head: Head) -> list[torch.Tensor]:
@@ -100,6 +106,12 @@ def _short_windows(model: Any) -> Generator[None]:
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+def _error_of_most_rows(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The error that three quarters of the rows stay within: a window touches half of them."""
+    rows = (found - expected).norm(dim=1) / expected.norm(dim=1)
+    return float(rows.double().quantile(0.75))
 
 
 def _unfit(base: Base, error: float, what: str) -> ModelError:

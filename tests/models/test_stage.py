@@ -250,7 +250,7 @@ def test_a_leak_from_one_sample_into_the_next_is_refused(dtype: str, tiny_base: 
     """As a convolution or a state over tokens would do: right alone, wrong when packed."""
     base = load_base(str(tiny_base), dtype)
     base.model.model.layers[0].register_forward_hook(mixes_rows)
-    with pytest.raises(ModelError, match="when its layers are called one by one"):
+    with pytest.raises(ModelError, match="when samples are packed side by side"):
         Stage(base)
 
 
