@@ -8,6 +8,7 @@ One source for two ways to run: a program a tile that loads through pointers, fo
 or one program a processor that walks over tiles and loads through tensor descriptors.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import functools

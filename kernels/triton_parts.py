@@ -3,7 +3,13 @@
 The mask is :mod:`lorafusion.kernels.dropout`'s, bit for bit, whatever the tile sizes.
 """
 
+# pyright: reportUnnecessaryIsInstance=false
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -16,6 +22,17 @@ from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
 TILE = tl.constexpr(tiles.COLUMNS)
 FORM = tl.constexpr(packed.COLUMNS)
 _GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
+
+
+def on_device(op: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an op with its first tensor's device as the current one: triton launches there."""
+
+    @functools.wraps(op)
+    def run(x: torch.Tensor, *args: Any, **options: Any) -> Any:
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            return op(x, *args, **options)
+
+    return run
 
 
 def pack_for(

@@ -1,5 +1,6 @@
 """Partial sums of the gradients' kernels, added in a fixed order."""
 
+# pyright: reportArgumentType=false
 from __future__ import annotations
 
 import torch

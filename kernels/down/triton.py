@@ -5,6 +5,7 @@ side, so that those reads are from cache. Ranks above 64 are rare, and one accum
 them would limit the rank.
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import torch
@@ -26,6 +27,7 @@ from lorafusion.kernels.triton_parts import (
     load_float,
     load_row_keys,
     load_tile,
+    on_device,
     pack_for,
 )
 
@@ -80,6 +82,7 @@ def down_kernel(
     tl.store(p_st, b_s, mask=m_m[:, None] & (o_r < R)[None, :])
 
 
+@on_device
 def down(
     x_TK: torch.Tensor,
     layout: AdapterLayout,

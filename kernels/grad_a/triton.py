@@ -4,6 +4,7 @@ The mask is made again. A segment longer than the span has one share of dA for e
 in the order of their rows.
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 from collections.abc import Collection
@@ -28,6 +29,7 @@ from lorafusion.kernels.triton_parts import (
     load_float,
     load_row_keys,
     load_tile,
+    on_device,
     pack_for,
 )
 from lorafusion.kernels.triton_sum import sum_example, sum_parts
@@ -89,6 +91,7 @@ def grad_a_kernel(
     tl.store(p_dat, b_da, mask=m_da[:, None] & m_k[None, :])
 
 
+@on_device
 def grad_a(
     ds_TR: torch.Tensor,
     x_TK: torch.Tensor,

@@ -5,6 +5,7 @@ Both are shares of a sum. The shares are 4·r/span + 4·r/BM bytes for each 2 by
 all columns, or a segment of one tile, needs none.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Collection
@@ -23,7 +24,7 @@ from lorafusion.kernels.launch_configs import (
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
 from lorafusion.kernels.tiles import tile_table
 from lorafusion.kernels.traffic import too_large
-from lorafusion.kernels.triton_parts import FORM, load_float, load_tile, pack_for
+from lorafusion.kernels.triton_parts import FORM, load_float, load_tile, on_device, pack_for
 from lorafusion.kernels.triton_sum import sum_example, sum_parts
 
 SHARE = tl.constexpr(COLUMNS)
@@ -91,6 +92,7 @@ def grad_down_kernel(
     tl.store(p_dst, b_ds * scale, mask=m_s)
 
 
+@on_device
 def grad_down(
     dy_TN: torch.Tensor,
     s_TR: torch.Tensor,

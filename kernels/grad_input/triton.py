@@ -7,9 +7,10 @@ import torch
 from lorafusion.kernels.launch_configs import KernelExample, LaunchConfig, choose_config
 from lorafusion.kernels.layout import AdapterLayout, ModuleAdapters
 from lorafusion.kernels.triton_gemm import gemm_examples, lora_gemm
-from lorafusion.kernels.triton_parts import pack_for
+from lorafusion.kernels.triton_parts import on_device, pack_for
 
 
+@on_device
 def grad_input(
     dy_TN: torch.Tensor,
     weight_NK: torch.Tensor,
