@@ -41,5 +41,9 @@ setup(
     ext_modules=loops,
     packages=packages,
     package_dir=package_dir,
-    package_data={"lorafusion": ["py.typed"], "lorafusion.jobs.examples": ["*.yaml"]},
+    package_data={
+        "lorafusion": ["py.typed"],
+        "lorafusion.jobs.examples": ["*.yaml"],
+        "lorafusion.kernels.configs": ["*.json"],
+    },
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,27 +45,6 @@ class LaunchConfig:
     ``torch.use_deterministic_algorithms`` is on."""
 
 
-# None was timed yet: compiled ahead of time for every architecture, they spill nowhere.
-_HALF = {
-    "down": LaunchConfig(BM=32, BK=128, warps=4, stages=3),
-    "up": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
-    "grad_down": LaunchConfig(BM=128, BN=64, warps=8, stages=3, span=512),
-    "grad_input": LaunchConfig(BM=128, BN=128, BK=64, warps=8, stages=3),
-    "grad_a": LaunchConfig(BM=64, BK=128, warps=8, stages=3, span=1024),
-}
-# IEEE float32 has no tensor cores: its accumulators and operands take twice the registers.
-_SINGLE = {
-    "down": LaunchConfig(BM=32, BK=64, warps=4, stages=2),
-    "up": LaunchConfig(BM=64, BN=64, BK=32, warps=8, stages=2),
-    "grad_down": LaunchConfig(BM=64, BN=32, warps=8, stages=2, span=512),
-    "grad_input": LaunchConfig(BM=64, BN=64, BK=32, warps=8, stages=2),
-    "grad_a": LaunchConfig(BM=32, BK=64, warps=8, stages=2, span=1024),
-}
-_WITH_TMA = ("sm_90", "sm_100")
-# Their products read both operands from registers.
-_WITHOUT_ASYNC_PRODUCTS = ("sm_80", "sm_86", "sm_89", "sm_120")
-
-
 def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
     """What an op runs with where nothing was tuned.
 
@@ -74,13 +53,14 @@ def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
         dtype: Of the base.
         arch: See :func:`architecture`.
     """
-    config = (_SINGLE if dtype == torch.float32 else _HALF)[op]
-    if arch.startswith("gfx"):  # 64 KB of shared memory; the loads of a step are held in registers
-        config = replace(config, stages=2)
-    if arch in _WITHOUT_ASYNC_PRODUCTS and op in ("up", "grad_input"):
-        config = replace(config, BR=32)  # 64: 36 to 52 bytes spilt on sm_120
-    tma = op in ("up", "grad_input") and arch in _WITH_TMA and dtype != torch.float32
-    return replace(config, tma=tma)
+    from lorafusion.kernels.config_files import defaults  # which imports LaunchConfig
+
+    return defaults(arch)[dtype_class(dtype), op]
+
+
+def dtype_class(dtype: torch.dtype) -> str:
+    """``half`` or ``float32``: the 16-bit formats share their configurations."""
+    return "float32" if dtype == torch.float32 else "half"
 
 
 @functools.cache
@@ -94,9 +74,33 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def choose_config(op: str, x: torch.Tensor, chunk: int) -> LaunchConfig:
-    """The configuration of a launch on these rows, with ranks in chunks of ``chunk``."""
-    return default_config(op, x.dtype, architecture(x.device))
+def choose_config(op: str, x: torch.Tensor, chunk: int, columns: int = 0) -> LaunchConfig:
+    """The configuration of a launch: what was tuned on this GPU for such shapes, or the default.
+
+    Args:
+        op: One of ``OPS``.
+        x: [T, columns], the tall tensor that the op reads.
+        chunk: See :func:`rank_chunk`.
+        columns: Of the tall tensor that the op writes, if it does.
+    """
+    from lorafusion.kernels.config_files import ShapeClass
+
+    sizes = (x.shape[0], x.shape[1], columns)
+    tuned = tuned_configs(x.device)
+    found = tuned.get(ShapeClass.of(op, dtype_class(x.dtype), sizes, chunk)) if tuned else None
+    return found or default_config(op, x.dtype, architecture(x.device))
+
+
+@functools.cache
+def tuned_configs(device: torch.device) -> Mapping[Any, LaunchConfig]:
+    """Class of shapes -> configuration, read once a process; see :mod:`config_files`."""
+    if device.type == "cpu":
+        return {}
+    import triton
+
+    from lorafusion.kernels.config_files import read_tuned
+
+    return read_tuned(torch.cuda.get_device_name(device), triton.__version__).best
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def grad_input(
 ) -> torch.Tensor:
     """See the op."""
     forms = pack_for(dy_TN, layout, adapters)
-    config = config or choose_config("grad_input", dy_TN, forms.chunk)
+    config = config or choose_config("grad_input", dy_TN, forms.chunk, weight_NK.shape[1])
     return lora_gemm(dy_TN, weight_NK, None, ds_TR, layout, forms, config, backward=True)
 
 

@@ -23,7 +23,7 @@ def up(
 ) -> torch.Tensor:
     """See the op."""
     forms = pack_for(x_TK, layout, adapters)
-    config = config or choose_config("up", x_TK, forms.chunk)
+    config = config or choose_config("up", x_TK, forms.chunk, weight_NK.shape[0])
     return lora_gemm(x_TK, weight_NK.T, bias_N, s_TR, layout, forms, config, backward=False)
 
 
