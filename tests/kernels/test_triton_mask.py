@@ -110,6 +110,17 @@ def test_golden_mask():
         assert ["".join(".#"[k] for k in row) for row in (mask != 0).tolist()] == GOLDEN_MASK, op
 
 
+def test_a_lane_at_the_threshold_is_kept(plain):
+    key = plain.hash(7, 1, plain.module(Q_PROJ), 5, 0)
+    z = plain.splitmix((key + 0x9E3779B97F4A7C15) % 2**64)
+    for column in range(4):
+        lane = z >> 16 * column & 0xFFFF
+        for t, kept in ((lane, True), (lane + 1, False)):
+            found, _, _ = masks([(0, t / 65536, 7, [(5, 1)])], 16, torch.float32, 16, 16)
+            for op, mask in found.items():
+                assert bool(mask[0, column] != 0) == kept, op
+
+
 def test_packed_anywhere():
     # The same samples of the same job: alone, and as another slot between two neighbours.
     job = (7, [(5, 11), (2, 6)])
