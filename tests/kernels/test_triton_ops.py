@@ -454,4 +454,9 @@ def test_cross_product(make_case, job, tiles, dtype, name, jobs, rank, p, rows, 
         )
         for i, length in enumerate(lengths)
     ]
-    check(make_case(segments, K=K, N=N), dtype)
+    case = make_case(segments, K=K, N=N)
+    if rows == 1:  # of one sum, which may cancel to less than what rounding its terms changes
+        for pair in [(case.x, case.weight), (case.bias, case.dy), *case.factors.values()]:
+            for tensor in pair:
+                tensor.data.abs_()
+    check(case, dtype)
