@@ -53,8 +53,8 @@ class ShapeClass(NamedTuple):
     @classmethod
     def of(cls, op: str, dtype: str, sizes: tuple[int, int, int], ranks: int) -> ShapeClass:
         """The class of rows, inner and outer columns; below 256 all are alike."""
-        rounded = (max(256, 1 << max(size - 1, 0).bit_length()) for size in sizes)
-        return cls(op, dtype, *rounded, ranks)
+        rows, inner, outer = (max(256, 1 << max(size - 1, 0).bit_length()) for size in sizes)
+        return cls(op, dtype, rows, inner, outer, ranks)
 
     def __str__(self) -> str:
         sizes = f"rows={self.rows} inner={self.inner} outer={self.outer}"
@@ -64,7 +64,8 @@ class ShapeClass(NamedTuple):
     def parse(cls, text: str) -> ShapeClass:
         """What ``str`` has made."""
         op, dtype, *sizes = text.split()
-        return cls(op, dtype, *(int(size.partition("=")[2]) for size in sizes))
+        rows, inner, outer, ranks = (int(size.partition("=")[2]) for size in sizes)
+        return cls(op, dtype, rows, inner, outer, ranks)
 
 
 @dataclass

@@ -122,7 +122,7 @@ class Ours:
 
     def __init__(self, tensors: Tensors) -> None:
         case = tensors.case
-        self._tensors = tensors
+        self.tensors = tensors
         self.x = tensors.x.detach().requires_grad_()
         self.factors = [
             (a.clone().requires_grad_(), b.clone().requires_grad_()) for a, b in tensors.factors
@@ -131,25 +131,25 @@ class Ours:
             slot: FusedForm(a, b, SCALE, threshold(case.dropout))
             for slot, (a, b) in enumerate(self.factors)
         }
-        self._adapters = ModuleAdapters(module_key("linear"), forms)
+        self.adapters = ModuleAdapters(module_key("linear"), forms)
         self._step = 0
 
     def prepare(self) -> None:
         """A new microbatch, as training makes one for all linears of a model: not timed."""
-        rows = _shares(self._tensors.case)
+        rows = _shares(self.tensors.case)
         self._step += 1
         segments = [Segment(slot, slot, self._step, [0], [n]) for slot, n in enumerate(rows)]
-        self._layout = AdapterLayout.build(segments, {"linear": self._adapters}, training=True)
+        self.layout = AdapterLayout.build(segments, {"linear": self.adapters}, training=True)
         _forget(self.x, *(factor for pair in self.factors for factor in pair))
 
     def forward(self) -> torch.Tensor:
         """All jobs at once."""
-        self.y = lora_linear(self.x, self._tensors.weight, None, self._layout, self._adapters)
+        self.y = lora_linear(self.x, self.tensors.weight, None, self.layout, self.adapters)
         return self.y.detach()
 
     def backward(self) -> None:
         """All jobs at once."""
-        self.y.backward(self._tensors.dy)
+        self.y.backward(self.tensors.dy)
 
 
 class WithoutLoops(Ours):

@@ -31,6 +31,7 @@ COMMANDS = {
     "schema": "Print the JSON schema of job files, for editors.",
     "doctor": "Look at what this machine can do, and what mends what it cannot.",
     "bench": "Measure speed against PEFT and TRL, in turns, in one run.",
+    "tune": "Find the kernels' best tiles on this GPU.",
     "fetch": "Fetch weights and data of the demo into $LORAFUSION_HOME.",
 }
 
