@@ -33,6 +33,8 @@ struct Keys {                 // what the dropout of a row depends on, beside th
   uint64_t module;
 };
 
+using RowKeys = std::vector<uint64_t>;
+
 struct Block {
   const Job* job;
   int64_t first, last;        // rows, or columns
@@ -46,10 +48,24 @@ inline uint64_t finalise(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-inline uint64_t row_key(const Keys& keys, int64_t row) {
+inline uint64_t row_key_of(const Keys& keys, int64_t row) {
   uint64_t key = finalise(((uint64_t)keys.prefix[row] ^ keys.module) + GOLDEN);
   key = finalise((key ^ (uint64_t)keys.sample[row]) + GOLDEN);
   return finalise((key ^ (uint64_t)keys.position[row]) + GOLDEN);
+}
+
+// One key per row of the microbatch, for all the columns of a call; empty where nothing drops.
+RowKeys row_keys(const Job* jobs, int64_t count, const Keys* keys) {
+  int64_t last = 0;
+  for (const Job* job = jobs; job < jobs + count; job++)
+    if (keys && job->threshold) last = std::max(last, job->stop);
+  RowKeys out(last);
+  for (const Job* job = jobs; last && job < jobs + count; job++) {
+    if (!job->threshold) continue;
+#pragma omp parallel for
+    for (int64_t row = job->start; row < job->stop; row++) out[row] = row_key_of(*keys, row);
+  }
+  return out;
 }
 
 // Drop columns first..first+count of a row, in place. `first` is a multiple of 4.
@@ -90,10 +106,10 @@ struct Matrix {               // contiguous rows
 // A job's elements as floats, dropped where it drops.
 template <class T>
 inline void load(Matrix<T> x, int64_t row, int64_t first, int count, const Job& job,
-                 const Keys* keys, uint64_t key, float* out) {
+                 const RowKeys& keys, float* out) {
   const T* in = x.at(row, first);
   for (int c = 0; c < count; c++) out[c] = widen(in[c]);
-  if (keys && job.threshold) drop(out, key, first, count, job.threshold);
+  if (!keys.empty() && job.threshold) drop(out, keys[row], first, count, job.threshold);
 }
 
 inline vec splat(float f) { return vec{} + f; }
@@ -112,9 +128,26 @@ std::vector<Block> blocks(const Job* jobs, int64_t count, int64_t size) {
 std::vector<float> pack(const float* in, int64_t rows, int64_t columns, bool transpose) {
   const int64_t width = padded(transpose ? rows : columns);
   std::vector<float> out((transpose ? columns : rows) * width, 0.0f);
-  for (int64_t r = 0; r < rows; r++)
+  if (transpose) {
     for (int64_t c = 0; c < columns; c++)
-      out[transpose ? c * width + r : r * width + c] = in[r * columns + c];
+      for (int64_t r = 0; r < rows; r++) out[c * width + r] = in[r * columns + c];
+  } else {
+    for (int64_t r = 0; r < rows; r++)
+      std::copy(in + r * columns, in + (r + 1) * columns, out.begin() + r * width);
+  }
+  return out;
+}
+
+// Every job's factor, packed. `of_b` takes B [columns, rank], else A [rank, columns].
+std::vector<std::vector<float>> pack_factors(const Job* jobs, int64_t count, int64_t columns,
+                                             bool of_b, bool transpose) {
+  std::vector<std::vector<float>> out(count);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < count; i++) {
+    const Job& job = jobs[i];
+    out[i] = of_b ? pack(job.b, columns, job.rank, transpose)
+                  : pack(job.a, job.rank, columns, transpose);
+  }
   return out;
 }
 
@@ -123,10 +156,8 @@ std::vector<float> pack(const float* in, int64_t rows, int64_t columns, bool tra
 template <class T>
 void to_ranks(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
               float* out, int64_t R) {
-  std::vector<std::vector<float>> factors;
-  for (const Job* job = jobs; job < jobs + count; job++)
-    factors.push_back(of_b ? pack(job->b, x.columns, job->rank, false)
-                           : pack(job->a, job->rank, x.columns, true));
+  const auto factors = pack_factors(jobs, count, x.columns, of_b, !of_b);
+  const RowKeys row_key = row_keys(jobs, count, keys);
   const std::vector<Block> work = blocks(jobs, count, 4 * ROWS);
 #pragma omp parallel for schedule(dynamic)
   for (size_t i = 0; i < work.size(); i++) {
@@ -136,14 +167,11 @@ void to_ranks(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, boo
     std::vector<float> sums(ROWS * width);
     for (int64_t top = work[i].first; top < work[i].last; top += ROWS) {
       const int rows = (int)std::min<int64_t>(ROWS, work[i].last - top);
-      uint64_t key[ROWS] = {};
-      if (keys && job.threshold)
-        for (int t = 0; t < rows; t++) key[t] = row_key(*keys, top + t);
       std::fill(sums.begin(), sums.end(), 0.0f);
       for (int64_t first = 0; first < x.columns; first += CHUNK) {
         const int columns = (int)std::min<int64_t>(CHUNK, x.columns - first);
         float values[ROWS][CHUNK];
-        for (int t = 0; t < rows; t++) load(x, top + t, first, columns, job, keys, key[t], values[t]);
+        for (int t = 0; t < rows; t++) load(x, top + t, first, columns, job, row_key, values[t]);
         for (int t = rows; t < ROWS; t++) std::memset(values[t], 0, columns * sizeof(float));
         for (int64_t r = 0; r < width; r += LANES) {
           vec sum[ROWS];
@@ -168,10 +196,8 @@ void to_ranks(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, boo
 template <class T>
 void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
                 const float* s, int64_t R) {
-  std::vector<std::vector<float>> factors;
-  for (const Job* job = jobs; job < jobs + count; job++)
-    factors.push_back(of_b ? pack(job->b, y.columns, job->rank, true)
-                           : pack(job->a, job->rank, y.columns, false));
+  const auto factors = pack_factors(jobs, count, y.columns, of_b, of_b);
+  const RowKeys row_key = row_keys(jobs, count, keys);
   const int64_t width = padded(y.columns);
   const std::vector<Block> work = blocks(jobs, count, 4 * ROWS);
 #pragma omp parallel for schedule(dynamic)
@@ -182,9 +208,6 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
     const Matrix<const float> ranks{s, R, R};
     for (int64_t top = work[i].first; top < work[i].last; top += ROWS) {
       const int rows = (int)std::min<int64_t>(ROWS, work[i].last - top);
-      uint64_t key[ROWS] = {};
-      if (keys && job.threshold)
-        for (int t = 0; t < rows; t++) key[t] = row_key(*keys, top + t);
       for (int64_t first = 0; first < y.columns; first += CHUNK) {
         const int columns = (int)std::min<int64_t>(CHUNK, y.columns - first);
         float values[ROWS][CHUNK];
@@ -197,7 +220,8 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
           for (int t = 0; t < ROWS; t++) *vector(&values[t][c]) = sum[t] * splat(scale);
         }
         for (int t = 0; t < rows; t++) {
-          if (keys && job.threshold) drop(values[t], key[t], first, columns, job.threshold);
+          if (keys && job.threshold)
+            drop(values[t], row_key[top + t], first, columns, job.threshold);
           T* out = y.at(top + t, first);
           for (int c = 0; c < columns; c++) narrow(widen(out[c]) + values[t][c], out[c]);
         }
@@ -211,34 +235,35 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
 template <class T>
 void over_rows(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
                const float* s, int64_t R) {
-  constexpr int COLUMNS = 16, DEPTH = 64;
+  constexpr int COLUMNS = 64, SUMS = 16, DEPTH = 64;
+  const RowKeys row_key = row_keys(jobs, count, keys);
   std::vector<Block> work;
   for (const Job* job = jobs; job < jobs + count; job++)
     for (int64_t c = 0; job->gradient && c < x.columns; c += COLUMNS)
       work.push_back({job, c, std::min<int64_t>(c + COLUMNS, x.columns)});
-#pragma omp parallel for schedule(dynamic, 4)
+#pragma omp parallel for schedule(dynamic)
   for (size_t i = 0; i < work.size(); i++) {
     const Job& job = *work[i].job;
     const int64_t first = work[i].first, width = padded(job.rank);
     const int columns = (int)(work[i].last - first);
     std::vector<float> sums(COLUMNS * width, 0.0f), ranks(DEPTH * width, 0.0f);
+    float values[DEPTH][COLUMNS] = {};
     for (int64_t top = job.start; top < job.stop; top += DEPTH) {
       const int depth = (int)std::min<int64_t>(DEPTH, job.stop - top);
-      float values[DEPTH][COLUMNS] = {};
       for (int t = 0; t < depth; t++) {
-        const uint64_t key = keys && job.threshold ? row_key(*keys, top + t) : 0;
-        load(x, top + t, first, columns, job, keys, key, values[t]);
+        load(x, top + t, first, columns, job, row_key, values[t]);
         std::memcpy(&ranks[t * width], s + (top + t) * R, job.rank * sizeof(float));
       }
-      for (int64_t r = 0; r < width; r += LANES) {
-        vec sum[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) sum[c] = *vector(&sums[c * width + r]);
-        for (int t = 0; t < depth; t++) {
-          const vec rank = *vector(&ranks[t * width + r]);
-          for (int c = 0; c < COLUMNS; c++) sum[c] += splat(values[t][c]) * rank;
+      for (int64_t r = 0; r < width; r += LANES)
+        for (int half = 0; half < columns; half += SUMS) {
+          vec sum[SUMS];
+          for (int c = 0; c < SUMS; c++) sum[c] = *vector(&sums[(half + c) * width + r]);
+          for (int t = 0; t < depth; t++) {
+            const vec rank = *vector(&ranks[t * width + r]);
+            for (int c = 0; c < SUMS; c++) sum[c] += splat(values[t][half + c]) * rank;
+          }
+          for (int c = 0; c < SUMS; c++) *vector(&sums[(half + c) * width + r]) = sum[c];
         }
-        for (int c = 0; c < COLUMNS; c++) *vector(&sums[c * width + r]) = sum[c];
-      }
     }
     const float scale = of_b ? (float)job.scale : 1.0f;
     for (int c = 0; c < columns; c++)
