@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def run_bench(settings: Settings, watcher: Watcher) -> Result:
         LorafusionError: The jobs cannot be trained.
     """
     folder = settings.output
-    _claim(folder, overwrite=settings.overwrite)
+    claim(folder, (RESULT_FILE, PLOT_FILE), overwrite=settings.overwrite)
     jobs = write_inputs(settings, folder / INPUTS, status=watcher.status)
     threads = settings.spec.threads or describe_machine()["cores"]
     spec = settings.spec.model_copy(update={"threads": threads})
@@ -129,10 +129,15 @@ def turns_of(settings: Settings) -> Iterator[Turn]:
                 yield Turn(way, number + 1, dropout)
 
 
-def _claim(folder: Path, *, overwrite: bool) -> None:
+def claim(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Make a folder for results of these names, without those of an earlier benchmark.
+
+    Raises:
+        OutputError: The folder cannot be used, or holds some and ``overwrite`` is off.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = [name for name in (RESULT_FILE, PLOT_FILE) if (folder / name).exists()]
+        earlier = [name for name in names if (folder / name).exists()]
         if earlier and not overwrite:
             raise OutputError(
                 f"output folder {folder} holds an earlier benchmark ({', '.join(earlier)}). "
@@ -150,7 +155,7 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
 
 
 def _write(folder: Path, result: Result) -> None:
-    text = json.dumps(_finite(result.to_dict()), indent=1, allow_nan=False)
+    text = json.dumps(finite(result.to_dict()), indent=1, allow_nan=False)
     write_text_atomic(folder / RESULT_FILE, text + "\n")
 
 
@@ -163,9 +168,10 @@ def _turn_fields(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value without numbers that are not finite: they become None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

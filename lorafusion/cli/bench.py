@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from lorafusion.bench.settings import Settings, check_packages, parse_against, parse_dropouts
+from lorafusion.cli.bench_kernels import bench_kernels
 from lorafusion.errors import TurnError
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.launch.environment import prepare_environment
@@ -26,6 +27,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 @app.callback()
 def command() -> None:
     """Measure speed, always against something, in turns, in one run."""
+
+
+app.command("kernels")(bench_kernels)
 
 
 class Dtype(StrEnum):

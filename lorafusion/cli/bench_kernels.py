@@ -1,0 +1,150 @@
+"""``lorafusion bench kernels``: the fused linear on a GPU or CPU, or compiled without running."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lorafusion.errors import BenchError
+from lorafusion.launch.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from lorafusion.bench.linear import Timing
+    from lorafusion.kernels.aot import Outcome
+
+PROBLEMS = 1
+
+
+def bench_kernels(  # noqa: PLR0913 - one argument an option
+    cpu: Annotated[bool, typer.Option("--cpu", help="Measure the CPU backend.")] = False,
+    aot: Annotated[
+        bool, typer.Option("--aot", help="Compile for six GPUs, and show what the binaries use.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="With --aot: the page to put the table into.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 30,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; all cores by default.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path(
+        "runs/bench-kernels"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier benchmark's results.")
+    ] = False,
+) -> None:
+    """Time one multi-adapter linear against PEFT's layer and the frozen base's products alone.
+
+    On the GPU by default. Writes kernels.json and kernels.png. Exit code: 0 measured or compiled, 1
+    a compiled kernel breaks a limit, 2 bad input, or no GPU.
+    """
+    if aot:
+        _compile(write)
+    else:
+        _measure(cpu=cpu, rounds=rounds, threads=threads, folder=output, overwrite=overwrite)
+
+
+def _compile(page: Path | None) -> None:
+    _check(("triton",), "pip install triton")
+    from lorafusion.bench import aot_table
+    from lorafusion.kernels.aot import compile_all, default_requests
+
+    if page is not None:
+        aot_table.found_in(page)
+    console = Console(highlight=False)
+    requests = default_requests()
+    with _bar(console) as bar:
+        task = bar.add_task("compiling", total=len(requests))
+
+        def done(outcome: Outcome) -> None:
+            bar.update(task, advance=1, description=str(outcome.request))
+            for problem in outcome.problems:
+                console.print(problem, style="red", soft_wrap=True)
+
+        outcomes = compile_all(requests, done=done)
+    table = aot_table.markdown(outcomes)
+    if page is None:
+        typer.echo(table)
+    else:
+        aot_table.put_into(page, table)
+        console.print(f"the table is in {page}", soft_wrap=True)
+    if any(outcome.problems for outcome in outcomes):
+        raise typer.Exit(PROBLEMS)
+
+
+def _measure(*, cpu: bool, rounds: int, threads: int | None, folder: Path, overwrite: bool) -> None:
+    _check(("peft", "matplotlib"), "pip install 'lorafusion[bench]'")
+    prepare_environment()
+    import torch
+
+    from lorafusion.bench.kernels import PLOT_FILE, RESULT_FILE, Plan, run
+    from lorafusion.bench.kernels_plot import draw
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not cpu and not torch.cuda.is_available():
+        raise BenchError(
+            "torch sees no GPU here (`lorafusion doctor` says why). Without one: --cpu measures "
+            "the CPU backend, --aot compiles the kernels."
+        )
+    console = Console(highlight=False)
+    plan = Plan.cpu() if cpu else Plan.gpu()
+    with _bar(console) as bar:
+        task = bar.add_task("", total=len(plan.cases))
+
+        def done(timing: Timing) -> None:
+            bar.advance(task)
+            console.print(f"\n{timing.case}", style="bold")
+            console.print(_table(timing, bounded=cpu))
+
+        result = run(plan, rounds=rounds, folder=folder, overwrite=overwrite, done=done)
+    draw(result, folder / PLOT_FILE)
+    console.print(f"\n{folder / RESULT_FILE}, {folder / PLOT_FILE}", soft_wrap=True)
+
+
+def _table(timing: Timing, *, bounded: bool) -> Table:
+    from lorafusion.bench.kernels import lines
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("time of", no_wrap=True)
+    table.add_column("over", no_wrap=True)
+    table.add_column("median", justify="right")
+    table.add_column("range", justify="right", no_wrap=True)
+    table.add_column("aim", no_wrap=True)
+    for line in lines(timing, bounded=bounded):
+        spread, bound = line.spread, line.bound
+        verdict = "" if bound is None else ("kept" if bound.holds(spread.median) else "missed")
+        table.add_row(
+            line.one,
+            line.other,
+            f"{spread.median:.2f}",
+            f"{spread.low:.2f}..{spread.high:.2f}",
+            "" if bound is None else f"{bound}: {verdict}",
+            style="yellow" if verdict == "missed" else "",
+        )
+    return table
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        BarColumn(20),
+        TextColumn("{task.completed}/{task.total} {task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _check(packages: Sequence[str], remedy: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BenchError(f"this needs {', '.join(missing)}: {remedy}")
