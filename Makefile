@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt kernels/native/lora.cpp
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo test test-slow test-aot lint format clean
+.PHONY: help setup fetch demo test test-slow test-aot test-gpu lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
@@ -18,6 +18,7 @@ help:
 	@echo "make test       the tests that every commit must pass"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
+	@echo "make test-gpu   the kernels' numerics on the GPU that is here"
 	@echo "make lint       ruff and pyright;  make format  lets ruff mend what it can"
 	@echo "make clean      remove .venv, build folders and tool caches"
 
@@ -56,6 +57,9 @@ test-slow: fetch
 
 test-aot: setup
 	$(BIN)/python -m pytest -m aot --durations=10
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: setup
 	$(BIN)/ruff check

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
-from lorafusion.errors import BenchError
-from lorafusion.files import write_text_atomic
+from lorafusion.bench.pages import row
 from lorafusion.kernels.aot import KB, Outcome, Report, Request
 from lorafusion.kernels.launch_configs import LaunchConfig
 
-BEGIN, END = "<!-- compiled ahead of time: begin -->", "<!-- compiled ahead of time: end -->"
+MARKS = "compiled ahead of time"
+"""The name of the table's marks in a page."""
 _HEAD = ("kernel", "for", "tile", "warps, stages")
 
 
@@ -22,47 +21,19 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         mine = [outcome for outcome in outcomes if outcome.request.dtype == dtype]
         chunks = sorted({outcome.request.chunk for outcome in mine})
         head = (*_HEAD, *(f"{_ranks(chunk)}: registers, shared" for chunk in chunks), "products")
-        lines += ["", f"**{dtype}**", "", _row(head), _row(["---"] * len(head))]
+        lines += ["", f"**{dtype}**", "", row(head), row(["---"] * len(head))]
         rows: dict[tuple[str, str, LaunchConfig], dict[int, Outcome]] = {}
         for outcome in mine:
             request = outcome.request
             key = (request.op, request.target, request.config)
             rows.setdefault(key, {})[request.chunk] = outcome
         lines += [
-            _row((*_names(next(iter(row.values())).request), *_cells(row, chunks)))
-            for row in rows.values()
+            row((*_names(next(iter(cells.values())).request), *_cells(cells, chunks)))
+            for cells in rows.values()
         ]
     problems = [problem for outcome in outcomes for problem in outcome.problems]
     spills = "Nothing spills, and every limit is kept." if not problems else "Problems:"
     return "\n".join([*lines, "", spills, *(f"- {problem}" for problem in problems)])
-
-
-def put_into(page: Path, table: str) -> None:
-    """Replace what stands between the two marks of a page.
-
-    Raises:
-        BenchError: The page has no marks.
-    """
-    before, _, after = _split(page)
-    write_text_atomic(page, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
-
-
-def found_in(page: Path) -> str:
-    """What stands between the two marks of a page.
-
-    Raises:
-        BenchError: The page has no marks.
-    """
-    return _split(page)[1].strip()
-
-
-def _split(page: Path) -> tuple[str, str, str]:
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    inside, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BenchError(f"{page} has no lines {BEGIN!r} and {END!r} to put the table between")
-    return before, inside, after
 
 
 def _names(request: Request) -> tuple[str, ...]:
@@ -73,8 +44,8 @@ def _names(request: Request) -> tuple[str, ...]:
     return op, request.target, tile, f"{config.warps}, {config.stages}"
 
 
-def _cells(row: dict[int, Outcome], chunks: Sequence[int]) -> list[str]:
-    mains = [_main(row[chunk]) if chunk in row else None for chunk in chunks]
+def _cells(found: dict[int, Outcome], chunks: Sequence[int]) -> list[str]:
+    mains = [_main(found[chunk]) if chunk in found else None for chunk in chunks]
     products = [f"{name} {n}" for main in mains if main for name, n in main.products.items()]
     return [*map(_cell, mains), "; ".join(dict.fromkeys(products)) or "none"]
 
@@ -92,7 +63,3 @@ def _cell(report: Report | None) -> str:
 
 def _ranks(chunk: int) -> str:
     return f"ranks to {chunk}" if chunk < 64 else "ranks above 32"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

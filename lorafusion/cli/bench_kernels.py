@@ -54,11 +54,11 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
 
 def _compile(page: Path | None) -> None:
     _check(("triton",), "pip install triton")
-    from lorafusion.bench import aot_table
+    from lorafusion.bench import aot_table, pages
     from lorafusion.kernels.aot import compile_all, default_requests
 
     if page is not None:
-        aot_table.found_in(page)
+        pages.found_in(page, aot_table.MARKS)
     console = Console(highlight=False)
     requests = default_requests()
     with _bar(console) as bar:
@@ -74,7 +74,7 @@ def _compile(page: Path | None) -> None:
     if page is None:
         typer.echo(table)
     else:
-        aot_table.put_into(page, table)
+        pages.put_into(page, aot_table.MARKS, table)
         console.print(f"the table is in {page}", soft_wrap=True)
     if any(outcome.problems for outcome in outcomes):
         raise typer.Exit(PROBLEMS)

@@ -6,10 +6,12 @@ import dataclasses
 import importlib.util
 import os
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-from lorafusion.bench import aot_table
+from lorafusion.bench import aot_table, pages
 from lorafusion.errors import BenchError
 from lorafusion.kernels import aot
 from lorafusion.kernels.aot import TARGETS, Outcome, Report, Request, compile_all
@@ -18,6 +20,7 @@ from lorafusion.kernels.launch_configs import OPS, LaunchConfig
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 # Every op on every target, and float32 where the matrix units would round it.
 SHORT = [
     *(Request.default(op, target, rank=16, dtype="bf16") for target in TARGETS for op in OPS),
@@ -193,12 +196,20 @@ def test_the_table(monkeypatch):
 
 
 def test_the_table_goes_between_its_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"a\n{aot_table.BEGIN}\nold\n{aot_table.END}\nb\n")
-    aot_table.put_into(page, "| new |")
-    assert aot_table.found_in(page) == "| new |"
-    assert page.read_text().startswith("a\n")
-    assert page.read_text().endswith("\nb\n")
-    page.write_text("nothing")
+    page, (begin, end) = tmp_path / "page.md", pages.marks("name")
+    page.write_text(f"a\n{begin}\nold\n{end}\nb\n")
+    pages.put_into(page, "name", "| new |")
+    assert pages.found_in(page, "name") == "| new |"
+    assert page.read_text() == f"a\n{begin}\n\n| new |\n\n{end}\nb\n"
     with pytest.raises(BenchError, match="has no lines"):
-        aot_table.put_into(page, "| new |")
+        pages.put_into(page, "other", "| new |")
+
+
+@needs_triton
+@pytest.mark.aot
+def test_the_page_holds_what_the_compiler_gives(everything):
+    table = pages.found_in(PAGE, aot_table.MARKS)
+    if f"By triton {version('triton')}." not in table:
+        pytest.skip("the page's table is of another triton")
+    shown = [outcome for outcome in everything if outcome.request.dtype != "fp16"]
+    assert aot_table.markdown(shown) == table, "run `lorafusion bench kernels --aot --write PAGE`"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from lorafusion.bench import pages, traffic_table
 from lorafusion.kernels.launch_configs import OPS, LaunchConfig
 from lorafusion.kernels.traffic import (
     SegmentShape,
@@ -70,3 +72,8 @@ def test_nothing_to_do():
         config = LaunchConfig(BM=16, BN=16, BK=16, span=16)
         assert issued(op, Shape([], D, D), config).total == 0
         assert compulsory(op, Shape([SegmentShape(0, 4)], D, D)).total == 0
+
+
+def test_the_page_holds_what_the_code_counts():
+    page = Path(__file__).parents[2] / "docs" / "kernels.md"
+    assert pages.found_in(page, traffic_table.MARKS) == traffic_table.markdown()
