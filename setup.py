@@ -29,7 +29,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 loops = [
     Extension(
         f"lorafusion.kernels.native.lora_{name}",
-        sources=["kernels/native/lora.cpp"],
+        sources=["kernels/native/lora.cpp", "kernels/native/attention.cpp"],
+        depends=["kernels/native/vectors.h"],
         extra_compile_args=FLAGS + flags,
         extra_link_args=["-fopenmp"],
         optional=True,

@@ -10,7 +10,7 @@ import torch
 from lorafusion.kernels.layout import AdapterLayout, Rows
 from lorafusion.kernels.native.library import library
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -42,7 +42,7 @@ class _Keys(ctypes.Structure):
 
 def takes(x: torch.Tensor) -> bool:
     """Whether the loops run on this tensor: built, float32 or bfloat16, contiguous rows."""
-    return x.dtype in _DTYPES and x.stride(-1) == 1 and library() is not None
+    return x.dtype in DTYPES and x.stride(-1) == 1 and library() is not None
 
 
 def down(
@@ -131,4 +131,4 @@ def _run(op: str, wide: torch.Tensor, *arguments: object) -> None:
     assert loops is not None
     shape = (_int64(wide.stride(0)), _int64(wide.shape[1]))
     function = getattr(loops, f"lorafusion_{op}")
-    function(_DTYPES[wide.dtype], _pointer(wide.data_ptr()), *shape, *arguments)
+    function(DTYPES[wide.dtype], _pointer(wide.data_ptr()), *shape, *arguments)

@@ -12,7 +12,10 @@ from pathlib import Path
 BUILDS = {4: "lora_v4", 3: "lora_v3", 0: "lora_generic"}
 """Level of x86-64 -> build. v4 has AVX-512, v3 AVX2; generic runs anywhere."""
 VARIABLE = "LORAFUSION_NATIVE"
-OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
+FUNCTIONS = (
+    *("down", "up", "grad_down", "grad_input", "grad_a"),
+    *("attention", "attention_backward"),
+)
 
 
 def library() -> ctypes.CDLL | None:
@@ -29,8 +32,8 @@ def _load() -> ctypes.CDLL | None:
     level = ctypes.CDLL(str(generic)).lorafusion_level()
     path = _path(BUILDS[level]) or generic
     found = ctypes.CDLL(str(path))
-    for op in OPS:
-        getattr(found, f"lorafusion_{op}").restype = None
+    for name in FUNCTIONS:
+        getattr(found, f"lorafusion_{name}").restype = None
     return found
 
 

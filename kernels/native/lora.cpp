@@ -9,14 +9,13 @@
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-constexpr int LANES = 16;     // floats in a vector: 512 bits; narrower machines split it
 constexpr int ROWS = 8;       // rows of a block: with one vector of ranks, 8 accumulators
 constexpr int CHUNK = 512;    // columns converted at once: 8 rows of floats fit a 32 KB L1 cache
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
-
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 
 struct Job {
   int64_t start, stop;        // its rows
@@ -80,22 +79,6 @@ inline void drop(float* x, uint64_t key, int64_t first, int count, int64_t thres
   for (int c = 0; c < count; c++) x[c] = lane[c] >= t ? x[c] * kept : 0.0f;
 }
 
-// --- elements: float, or bfloat16 as its 16 bits
-
-inline float widen(float x) { return x; }
-inline float widen(uint16_t x) {
-  uint32_t bits = (uint32_t)x << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-inline void narrow(float f, float& out) { out = f; }
-inline void narrow(float f, uint16_t& out) {  // round to nearest even, NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  out = f != f ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
 template <class T>
 struct Matrix {               // contiguous rows
   T* data;
@@ -111,10 +94,6 @@ inline void load(Matrix<T> x, int64_t row, int64_t first, int count, const Job& 
   for (int c = 0; c < count; c++) out[c] = widen(in[c]);
   if (!keys.empty() && job.threshold) drop(out, keys[row], first, count, job.threshold);
 }
-
-inline vec splat(float f) { return vec{} + f; }
-inline vec* vector(float* p) { return reinterpret_cast<vec*>(p); }
-inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 std::vector<Block> blocks(const Job* jobs, int64_t count, int64_t size) {
   std::vector<Block> out;

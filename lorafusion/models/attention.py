@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
+from lorafusion.kernels.attention import cpu
 from lorafusion.kernels.binding import bound_layout
 
 NAME = "lorafusion_packed"
@@ -38,6 +39,10 @@ class AttentionRules(NamedTuple):
     """Scores z become c · tanh(z / c)."""
     sinks: torch.Tensor | None = None
     """[heads]: one more score per head in the softmax's sum, which has no value."""
+
+    def scale_of(self, query: torch.Tensor) -> float:
+        """The factor on query · key, for ``query`` [..., head_dim]."""
+        return query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
 
     @property
     def explicit(self) -> bool:
@@ -82,6 +87,9 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
             f"{type(module).__name__} brings an attention mask of its own; allowed: models whose "
             "masks are left to the attention function."
         )
+    if not rules.explicit and cpu.runs_on(query, key, value):
+        asked = cpu.Rules(layout.sample_starts, rules.scale_of(query), rules.window)
+        return cpu.packed_attention(query[0], key[0], value[0], asked)[None], None
     # split, not slices: the backward of a slice fills a zero tensor of the whole microbatch.
     lengths = [stop - start for start, stop in pairwise(layout.sample_starts)]
     q, k, v = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
@@ -174,8 +182,7 @@ def _explicit(
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
-    scaling = query.shape[-1] ** -0.5 if rules.scaling is None else rules.scaling
-    scores = query @ key.mT * scaling
+    scores = query @ key.mT * rules.scale_of(query)
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
     scores = scores.masked_fill(~seen, -torch.inf)

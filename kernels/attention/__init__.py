@@ -1,0 +1,1 @@
+"""Causal attention of each sample of a packed microbatch over itself."""
