@@ -7,7 +7,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 BIN := .venv/bin
 # The stamp is named by the content it was made from, so that a change sets up anew (a touch does not).
-SETUP_FILES := pyproject.toml setup.py constraints.txt kernels/native/lora.cpp
+SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
 .PHONY: help setup fetch demo test test-slow test-aot test-gpu lint format clean
