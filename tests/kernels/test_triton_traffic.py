@@ -146,7 +146,7 @@ def test_issued_bytes(make_case, job, change, dtype, p):
     jobs = [
         job(0, 16, [40, 30], [1, 2], p=p),
         job(-1, None, [7], [1]),
-        job(2, 50, [33], [1], p=p and 0.5),
+        job(2, 70, [33], [1], p=p and 0.5),
         job(1, 5, [], []),
         job(3, 5, [1], [1]),
     ]
