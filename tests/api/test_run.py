@@ -280,7 +280,9 @@ def test_a_signal_saves_and_then_acts_as_ever(
     number: signal.Signals, way: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     script = f"""
-import os, lorafusion
+import os, signal, lorafusion
+# A test run in the background may have handed down that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Kill(lorafusion.Callback):
     def on_step(self, record):
         if record.step == 3:
