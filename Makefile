@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo test test-slow test-aot test-gpu lint format clean
+.PHONY: help setup fetch demo test test-slow test-aot test-exhaustive test-gpu lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
@@ -50,13 +50,17 @@ demo: fetch
 	$(BIN)/lorafusion train jobs/examples/demo.yaml --output runs/demo --overwrite --show-generation
 
 test: fetch
-	$(BIN)/python -m pytest -m "not slow and not gpu and not aot" --durations=10
+	$(BIN)/python -m pytest -m "not slow and not gpu and not aot and not exhaustive" --durations=10
 
 test-slow: fetch
 	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10
 
 test-aot: setup
 	$(BIN)/python -m pytest -m aot --durations=10
+
+# An hour or more: the kernels with every combination of type, rank, job count, dropout, rows and tiles.
+test-exhaustive: setup
+	$(BIN)/python -m pytest -m exhaustive --durations=10
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs

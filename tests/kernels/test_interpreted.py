@@ -38,15 +38,15 @@ def run(name: str, markers: str) -> None:
 @pytest.mark.multiproc
 @pytest.mark.parametrize("name", FILES)
 def test_interpreted(name):
-    run(name, "not slow and not gpu")
+    run(name, "not exhaustive and not gpu")
 
 
 @NEEDS_TRITON
 @pytest.mark.multiproc
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", FILES)
-def test_interpreted_slow(name):
-    run(name, "slow and not gpu")
+def test_interpreted_exhaustively(name):
+    run(name, "exhaustive and not gpu")
 
 
 @NEEDS_TRITON

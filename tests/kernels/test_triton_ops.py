@@ -431,7 +431,7 @@ def test_inference_mode(several):
 # --- everything with everything
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @DTYPES
 @pytest.mark.parametrize("jobs", [1, 3, 17])
 @pytest.mark.parametrize("rank", [1, 5, 16, 64, 130, None], ids=lambda rank: rank or "mixed")
