@@ -11,7 +11,8 @@ constexpr int LANES = 16;     // floats in a vector: 512 bits; narrower machines
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 
-inline vec splat(float f) { return vec{} + f; }
+// Not `vec{} + f`: compilers keep that addition, since it turns -0 into 0.
+inline vec splat(float f) { return vec{f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f}; }
 inline vec* vector(float* p) { return reinterpret_cast<vec*>(p); }
 inline const vec* vector(const float* p) { return reinterpret_cast<const vec*>(p); }
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
