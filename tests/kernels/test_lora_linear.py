@@ -335,3 +335,15 @@ def test_dropout_zero_of_a_form_is_exact(make_case, job):
     case = make_case([job(0, 2, [3], [0], p=1e-9)])
     assert case.forms == {0: FusedForm(*case.factors[0], 1.5, 0)}
     assert torch.equal(case.run().y, case.run(training=False).y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nothing_as_tall_as_x_is_saved_but_x_itself(packed, dtype):
+    case = packed.to(dtype)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        lora_linear(case.x, case.weight, case.bias, case.layout(), case.adapters)
+    tall = [tensor for tensor in kept if tensor.shape[0] == len(case.x)]
+    # X, and S, which is as wide as the largest rank.
+    assert [tuple(tensor.shape) for tensor in tall] == [(20, 13), (20, 8)]
+    assert tall[0].data_ptr() == case.x.data_ptr()
