@@ -109,7 +109,9 @@ class Translator:
             *parents, name = HINTS[key].split(".")
             home = (*JOB, *parents)
             return f"It is called `{name}` {'here' if home == path else _under(home)}."
-        close = difflib.get_close_matches(key, names, n=1)
+        # Ours first: of two names as close, the first is taken.
+        others = {(): aliases.TOP, JOB: aliases.JOB}.get(path, {})
+        close = difflib.get_close_matches(key, [*names, *others], n=1)
         return f"Did you mean `{close[0]}`?" if close else "Remove it."
 
     def _wrong(self, node: Node, path: Path, message: str) -> Problem:

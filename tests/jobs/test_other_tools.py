@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorafusion.jobs.loading import read_run_file
+from lorafusion.errors import JobFileError
+from lorafusion.jobs.loading import load_run_file, read_run_file
 from lorafusion.jobs.schema import RunSpec
 
 # Theirs and ours: lines of the top, then lines of a job (flow mappings keep them short).
@@ -168,3 +169,11 @@ def test_float16_is_refused(tmp_path: Path, line: str) -> None:
     (problem,) = read_run_file(file).problems
     assert (problem.line, problem.where) == (6, line.partition(":")[0])
     assert "overflows" in problem.allowed
+
+
+def test_a_misspelt_name_of_another_tool_is_recognised(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text("base_model: x\njobs:\n- {name: a, dataset: {path: x}, lora_dropot: 0.1}\n")
+    with pytest.raises(JobFileError) as caught:
+        load_run_file(file)
+    assert caught.value.problems[0].fix == "Did you mean `lora_dropout`?"
