@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
 from lorafusion.errors import PlanError
 
-__all__ = ["FORMAT", "Place", "PlaceKind", "Plan", "PlannedSegment"]
+__all__ = ["FORMAT", "Limits", "Place", "PlaceKind", "Plan", "PlannedSegment"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON form; :meth:`Plan.from_json` refuses any other."""
 
 PlaceKind = Literal["train", "eval", "noop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a plan is made for.
+
+    Loads are integers in a unit of the caller's choice, such as tokens or predicted microseconds:
+    what a place may hold, and what the planner balances.
+
+    Attributes:
+        capacity: The most load of a place.
+        stages: Pipeline stages S.
+        replicas: Replicas D.
+        segment_load: Load that each job adds to a place beside that of its samples.
+    """
+
+    capacity: int
+    stages: int = 1
+    replicas: int = 1
+    segment_load: int = 0
+
+    @property
+    def distance(self) -> int:
+        """Least number of places from the last of step t to the first of step t+1 of a job."""
+        return self.stages * self.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +51,21 @@ class PlannedSegment:
             which they are evaluated (0 = before training).
         samples: Dataset indices, in the order in which they stand in the batch.
         lengths: Tokens of each sample.
+        labelled: Tokens of each sample that have a target; all of them where none are given.
+        loads: What each sample takes of the capacity; its tokens where none are given.
     """
 
     job: str
     step: int
     samples: tuple[int, ...]
     lengths: tuple[int, ...]
+    labelled: tuple[int, ...] = ()
+    loads: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("labelled", "loads"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +87,11 @@ class Place:
         """Tokens of the microbatch."""
         return sum(sum(segment.lengths) for segment in self.segments)
 
+    def load(self, limits: Limits) -> int:
+        """What the microbatch takes of the capacity."""
+        samples = sum(sum(segment.loads) for segment in self.segments)
+        return samples + limits.segment_load * len(self.segments)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -62,42 +101,18 @@ class Plan:
     rules against the queues the plan was made from.
 
     Attributes:
-        capacity: The most tokens a place may hold.
-        stages: Pipeline stages the plan was made for.
-        replicas: Replicas the plan was made for.
+        limits: What the plan was made for.
         places: The places.
+        alone: Jobs that share no microbatch, because sharing would gain them nothing.
     """
 
-    capacity: int
-    stages: int
-    replicas: int
+    limits: Limits
     places: tuple[Place, ...]
-
-    @property
-    def distance(self) -> int:
-        """Least number of places from the last of step t to the first of step t+1 of a job."""
-        return self.stages * self.replicas
+    alone: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The plan as one line of JSON. Equal plans give equal text."""
-        places = [
-            {
-                "kind": place.kind,
-                "segments": [
-                    {
-                        "job": segment.job,
-                        "step": segment.step,
-                        "samples": segment.samples,
-                        "lengths": segment.lengths,
-                    }
-                    for segment in place.segments
-                ],
-                "completes": place.completes,
-            }
-            for place in self.places
-        ]
-        head = {"format": FORMAT, "capacity": self.capacity, "stages": self.stages}
-        document = {**head, "replicas": self.replicas, "places": places}
+        document = {"format": FORMAT, **asdict(self)}
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
@@ -117,15 +132,20 @@ class Plan:
                 f"plan: format is {version!r}; this version reads format {FORMAT}. "
                 "Plan again with this version of lorafusion."
             )
-        names = ("format", "capacity", "stages", "replicas", "places")
-        document = _object(parsed, "plan", names)
+        document = _object(parsed, "plan", ("format", "limits", "places", "alone"))
         places = enumerate(_list(document["places"], "places"))
+        alone = enumerate(_list(document["alone"], "alone"))
         return cls(
-            capacity=_int(document["capacity"], "capacity", least=1),
-            stages=_int(document["stages"], "stages", least=1),
-            replicas=_int(document["replicas"], "replicas", least=1),
+            limits=_limits(document["limits"]),
             places=tuple(_place(value, f"places[{index}]") for index, value in places),
+            alone=tuple(_text(value, f"alone[{index}]") for index, value in alone),
         )
+
+
+def _limits(value: object) -> Limits:
+    least = {"capacity": 1, "stages": 1, "replicas": 1, "segment_load": 0}
+    fields = _object(value, "limits", tuple(least))
+    return Limits(**{n: _int(fields[n], f"limits.{n}", least=least[n]) for n in least})
 
 
 def _place(value: object, where: str) -> Place:
@@ -143,16 +163,18 @@ def _place(value: object, where: str) -> Place:
 
 
 def _segment(value: object, where: str) -> PlannedSegment:
-    fields = _object(value, where, ("job", "step", "samples", "lengths"))
-    samples = _ints(fields["samples"], f"{where}.samples", least=0)
-    lengths = _ints(fields["lengths"], f"{where}.lengths", least=1)
-    if len(samples) != len(lengths):
-        raise _wrong(f"{where}.lengths", len(lengths), f"one length per sample ({len(samples)})")
+    columns = {"samples": 0, "lengths": 1, "labelled": 0, "loads": 1}
+    fields = _object(value, where, ("job", "step", *columns))
+    values = {n: _ints(fields[n], f"{where}.{n}", least=least) for n, least in columns.items()}
+    count = len(values["samples"])
+    for name, column in values.items():
+        if not column or len(column) != count:
+            allowed = f"one number per sample ({count}), and at least one"
+            raise _wrong(f"{where}.{name}", len(column), allowed)
     return PlannedSegment(
         job=_text(fields["job"], f"{where}.job"),
         step=_int(fields["step"], f"{where}.step", least=0),
-        samples=samples,
-        lengths=lengths,
+        **values,
     )
 
 

@@ -2,7 +2,7 @@
 
 The training loop repeats three calls, with windows of any size::
 
-    plan = plan_window(queues, capacity=4096, max_places=256)
+    plan = plan_window(queues, Limits(capacity=4096), max_places=256)
     queues = advance(queues, plan)  # what is left after the plan
     queues = [queue.extend(more_batches[queue.name]) for queue in queues]
 
@@ -12,6 +12,7 @@ To go on from inside a window (a job ended, failed or arrived), cut the plan whe
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,31 +34,55 @@ class Batch:
         step: The step, from 1; for an eval the step it follows, from 0.
         samples: Dataset indices in batch order.
         lengths: Tokens of each sample.
+        labelled: Tokens of each sample that have a target; all of them where none are given.
+        loads: What each sample takes of a place's capacity; its tokens where none are given.
         started: True when earlier windows hold some of the step's samples.
     """
 
     step: int
     samples: tuple[int, ...]
     lengths: tuple[int, ...]
+    labelled: tuple[int, ...] = ()
+    loads: tuple[int, ...] = ()
     started: bool = False
 
     def __post_init__(self) -> None:
-        if not self.samples or len(self.samples) != len(self.lengths):
+        for name in ("labelled", "loads"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, self.lengths)
+        columns = (self.samples, self.lengths, self.labelled, self.loads)
+        if not self.samples or len(set(map(len, columns))) > 1:
             raise PlanError(
                 f"batch of step {self.step}: {len(self.samples)} samples and {len(self.lengths)} "
-                "lengths; a batch needs at least one sample and one length for each."
+                f"lengths, {len(self.labelled)} labelled, {len(self.loads)} loads; a batch needs "
+                "at least one sample, and one number of each kind for each."
             )
         # Plain ints only: numpy's would not go to JSON, and slow the planner down.
-        if set(map(type, (self.step, *self.samples, *self.lengths))) != {int}:
+        if type(self.step) is not int or any(set(map(type, column)) != {int} for column in columns):
             raise PlanError(
-                f"batch of step {self.step}: step, samples and lengths must be Python integers; "
-                "convert arrays with tolist()."
+                f"batch of step {self.step}: step, samples, lengths, labelled and loads must be "
+                "Python integers; convert arrays with tolist()."
             )
-        if self.step < 0 or min(self.samples) < 0 or min(self.lengths) < 1:
+        if self.step < 0 or min(*self.samples, *self.labelled, 0) < 0:
             raise PlanError(
-                f"batch of step {self.step}: steps and samples are counted from 0, and a sample "
-                "has at least one token."
+                f"batch of step {self.step}: steps, samples and labelled tokens are counted from 0."
             )
+        if min(*self.lengths, *self.loads, 1) < 1:
+            raise PlanError(
+                f"batch of step {self.step}: a sample has at least one token, and a load of at "
+                "least 1."
+            )
+
+    @property
+    def load(self) -> int:
+        """Load of all its samples."""
+        return sum(self.loads)
+
+    def at(self, positions: Sequence[int]) -> Batch:
+        """The batch with the samples at ``positions`` alone, started."""
+        columns = (self.samples, self.lengths, self.labelled, self.loads)
+        picked = (tuple(column[position] for position in positions) for column in columns)
+        return Batch(self.step, *picked, started=True)
 
 
 def _no_evals() -> Mapping[int, Batch]:
@@ -73,31 +98,55 @@ class JobQueue:
         batches: Upcoming steps without a gap. The first may have been started.
         evals: Held-out samples to evaluate after step t, by t. The first that is allowed follows
             the last finished step, ``batches[0].step - 1``.
-        remaining_tokens: Training tokens of the job's *whole run* that are not planned yet; the
-            longest goes first. At least the tokens of ``batches``.
+        remaining_load: Training load of the job's *whole run* that is not planned yet; at least
+            that of ``batches``, and that where none is given.
+        remaining_steps: Steps of the whole run whose last sample is not planned yet; at least as
+            many as ``batches``, and that where none are given.
         ready_at: First place of the coming window where the job may stand. This carries the
             distance rule from one window into the next; :func:`advance` sets it.
+        weight: Its share of the places, against other jobs' weights.
+        served: Load over weight that was planned of it: the least served goes first.
+        rank: Rank of its adapter, for the cost model.
     """
 
     name: str
     batches: tuple[Batch, ...]
     evals: Mapping[int, Batch] = field(default_factory=_no_evals)
-    remaining_tokens: int = 0
+    remaining_load: int = 0
+    remaining_steps: int = 0
     ready_at: int = 0
+    weight: float = 1.0
+    served: float = 0.0
+    rank: int = 0
 
     def __post_init__(self) -> None:
+        if not self.remaining_load:
+            object.__setattr__(self, "remaining_load", self.load)
+        if not self.remaining_steps:
+            object.__setattr__(self, "remaining_steps", len(self.batches))
         self._check_steps()
         self._check_evals()
         if self.ready_at < 0:
             raise PlanError(
                 f"job {self.name!r}: ready_at is {self.ready_at}; it must be 0 or more."
             )
-        tokens = sum(sum(batch.lengths) for batch in self.batches)
-        if self.remaining_tokens < tokens:
+        for name, least in (("load", self.load), ("steps", len(self.batches))):
+            remaining = getattr(self, f"remaining_{name}")
+            if remaining < least:
+                raise PlanError(
+                    f"job {self.name!r}: remaining_{name} is {remaining}; it must be at least the "
+                    f"{least} of the queue's own batches."
+                )
+        if not (0 < self.weight < math.inf and 0 <= self.served < math.inf and self.rank >= 0):
             raise PlanError(
-                f"job {self.name!r}: remaining_tokens is {self.remaining_tokens}; it must be at "
-                f"least the {tokens} tokens of the queue's own batches."
+                f"job {self.name!r}: weight {self.weight}, served {self.served}, rank {self.rank}; "
+                "a weight is above 0 and finite, the others are 0 or more."
             )
+
+    @property
+    def load(self) -> int:
+        """Training load of the batches here."""
+        return sum(batch.load for batch in self.batches)
 
     @property
     def empty(self) -> bool:
@@ -108,8 +157,13 @@ class JobQueue:
         self, batches: Iterable[Batch], evals: Mapping[int, Batch] | None = None
     ) -> JobQueue:
         """The queue with later steps and evals put behind what it holds."""
+        batches = (*self.batches, *batches)
         return replace(
-            self, batches=(*self.batches, *batches), evals={**self.evals, **(evals or {})}
+            self,
+            batches=batches,
+            evals={**self.evals, **(evals or {})},
+            remaining_load=max(self.remaining_load, sum(batch.load for batch in batches)),
+            remaining_steps=max(self.remaining_steps, len(batches)),
         )
 
     def _check_steps(self) -> None:
@@ -147,8 +201,9 @@ class JobQueue:
 def advance(queues: Sequence[JobQueue], plan: Plan) -> tuple[JobQueue, ...]:
     """What is left of ``queues`` after ``plan``, ready for the next window.
 
-    Takes away the planned samples, counts down ``remaining_tokens``, and carries the distance
-    rule into ``ready_at``. A job whose queue is used up stays, empty, so that it can be extended.
+    Takes away the planned samples, counts down what remains, counts up what was served, and carries
+    the distance rule into ``ready_at``. A job whose queue is used up stays, empty, so that it can
+    be extended.
 
     Raises:
         PlanError: The plan holds a job, step or sample that ``queues`` do not.
@@ -183,39 +238,33 @@ def _left_of(
         for step, batch in queue.evals.items()
     }
     kept = tuple(batch for batch in batches if batch is not None)
-    planned = _tokens(queue.batches) - _tokens(kept)
     last = finished.get(queue.name)
-    ready_at = queue.ready_at if last is None else last + plan.distance
-    return JobQueue(
-        name=queue.name,
+    ready_at = queue.ready_at if last is None else last + plan.limits.distance
+    planned = queue.load - sum(batch.load for batch in kept)
+    return replace(
+        queue,
         batches=kept,
         evals={step: batch for step, batch in evals.items() if batch is not None},
-        remaining_tokens=queue.remaining_tokens - planned,
+        remaining_load=queue.remaining_load - planned,
+        remaining_steps=queue.remaining_steps - len(batches) + len(kept),
         ready_at=max(0, ready_at - len(plan.places)),
+        served=queue.served + planned / queue.weight,
     )
-
-
-def _tokens(batches: Iterable[Batch]) -> int:
-    return sum(sum(batch.lengths) for batch in batches)
 
 
 def _without(batch: Batch, taken: Counter[int] | None, job: str) -> Batch | None:
     """``batch`` without the ``taken`` samples; None when nothing is left."""
     if taken is None:
         return batch
-    samples: list[int] = []
-    lengths: list[int] = []
-    for sample, length in zip(batch.samples, batch.lengths, strict=True):
+    left: list[int] = []
+    for position, sample in enumerate(batch.samples):
         if taken[sample]:
             taken[sample] -= 1
         else:
-            samples.append(sample)
-            lengths.append(length)
+            left.append(position)
     if foreign := +taken:
         raise PlanError(
             f"the plan holds samples {sorted(foreign)} of job {job!r}, step {batch.step}, "
             "that are not in the queue."
         )
-    if not samples:
-        return None
-    return replace(batch, samples=tuple(samples), lengths=tuple(lengths), started=True)
+    return batch.at(left) if left else None

@@ -3,9 +3,10 @@
 The rules, each reported with the place, job and step that break it:
 
 - *form*: sizes of at least 1; known kinds; a no-op holds nothing, any other place something; one
-  segment per job and place, with a length of at least 1 for each sample.
-- *capacity*: no place holds more tokens than the plan's capacity.
-- *samples*: each sample of the queues at most once, with its length, under its job, kind and step,
+  segment per job and place, with a length and a load of at least 1 for each sample.
+- *capacity*: no place holds more load than the plan's capacity.
+- *alone*: a job that the plan calls alone shares no place.
+- *samples*: each sample of the queues at most once, with its numbers, under its job, kind and step,
   in batch order; what is placed is a prefix of the job's work, complete but for the last entry.
 - *order*: with S stages and D replicas, step t+1 begins at least S·D places after the last of t,
   and no job stands before its queue's ``ready_at`` (the same rule across windows).
@@ -45,7 +46,7 @@ def verify_plan(plan: Plan, queues: Sequence[JobQueue]) -> None:
 
 def find_violations(plan: Plan, queues: Sequence[JobQueue]) -> tuple[str, ...]:
     """Every rule that ``plan`` breaks, as a sentence; empty for a valid plan."""
-    found = [*_form(plan), *_capacity(plan)]
+    found = [*_form(plan), *_capacity(plan), *_alone(plan)]
     entries = {
         (queue.name, kind, batch.step): _Entry(batch)
         for queue in queues
@@ -56,7 +57,7 @@ def find_violations(plan: Plan, queues: Sequence[JobQueue]) -> tuple[str, ...]:
     for key, entry in entries.items():
         found += entry.violations(f"job {key[0]!r}, {key[1]} step {key[2]}")
     for queue in queues:
-        found += _order(queue, entries, plan.stages * plan.replicas)
+        found += _order(queue, entries, plan.limits.stages * plan.limits.replicas)
     found += _completes(plan, entries)
     return tuple(found)
 
@@ -67,12 +68,12 @@ class _Entry:
 
     batch: Batch
     places: list[int] = field(default_factory=list[int])
-    samples: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    samples: list[_Sample] = field(default_factory=list["_Sample"])
     out_of_order: list[int] = field(default_factory=list[int])
 
     @property
-    def due(self) -> Counter[tuple[int, int]]:
-        return Counter(zip(self.batch.samples, self.batch.lengths, strict=True))
+    def due(self) -> Counter[_Sample]:
+        return Counter(_samples(self.batch))
 
     @property
     def missing(self) -> int:
@@ -81,7 +82,7 @@ class _Entry:
 
     def add(self, place: int, segment: PlannedSegment) -> None:
         self.places.append(place)
-        self.samples += zip(segment.samples, segment.lengths, strict=False)
+        self.samples += _samples(segment)
         # `in` moves the iterator on: each sample must be found behind the one before it.
         rest = iter(self.batch.samples)
         known = set(self.batch.samples)
@@ -90,23 +91,33 @@ class _Entry:
 
     def violations(self, where: str) -> Iterator[str]:
         due = self.due
-        for (sample, length), count in sorted((Counter(self.samples) - due).items()):
-            times = due[sample, length]
+        for key, count in sorted((Counter(self.samples) - due).items()):
+            sample, length, labelled, load = key
             yield (
-                f"{where}: sample {sample} with {length} tokens stands {times + count} times in "
-                f"the plan, but {times} times in the queue"
+                f"{where}: sample {sample} with {length} tokens, {labelled} of them labelled, and "
+                f"a load of {load} stands {due[key] + count} times in the plan, but {due[key]} "
+                "times in the queue"
             )
         for place in self.out_of_order:
             yield f"place {place}: samples of {where} are not in batch order"
+
+
+_Sample = tuple[int, int, int, int]
+"""Index, tokens, labelled tokens, load."""
+
+
+def _samples(of: Batch | PlannedSegment) -> Iterator[_Sample]:
+    return zip(of.samples, of.lengths, of.labelled, of.loads, strict=False)
 
 
 _Entries = Mapping[tuple[str, str, int], _Entry]
 
 
 def _form(plan: Plan) -> Iterator[str]:
-    for name in ("capacity", "stages", "replicas"):
-        if getattr(plan, name) < 1:
-            yield f"{name} is {getattr(plan, name)}; it must be at least 1"
+    for name, least in (("capacity", 1), ("stages", 1), ("replicas", 1), ("segment_load", 0)):
+        value = getattr(plan.limits, name)
+        if value < least:
+            yield f"{name} is {value}; it must be at least {least}"
     for index, place in enumerate(plan.places):
         if place.kind not in ("train", "eval", "noop"):
             yield f"place {index}: unknown kind {place.kind!r}"
@@ -118,19 +129,29 @@ def _form(plan: Plan) -> Iterator[str]:
             if count > 1:
                 yield f"place {index}: {count} segments of job {job!r}; one is allowed"
         for segment in place.segments:
-            lengths = segment.lengths
-            if not lengths or len(lengths) != len(segment.samples) or min(lengths) < 1:
+            columns = (segment.samples, segment.lengths, segment.labelled, segment.loads)
+            uneven = len(set(map(len, columns))) > 1
+            if uneven or min(segment.lengths, default=0) < 1 or min(segment.loads) < 1:
                 yield (
                     f"place {index}: the segment of job {segment.job!r} needs at least one sample, "
-                    "and for each a length of at least 1"
+                    "and for each a length and a load of at least 1"
                 )
 
 
 def _capacity(plan: Plan) -> Iterator[str]:
+    limits = plan.limits
     for index, place in enumerate(plan.places):
-        tokens = sum(length for segment in place.segments for length in segment.lengths)
-        if tokens > plan.capacity:
-            yield f"place {index}: {tokens} tokens, over the capacity of {plan.capacity}"
+        samples = sum(load for segment in place.segments for load in segment.loads)
+        load = samples + limits.segment_load * len(place.segments)
+        if load > limits.capacity:
+            yield f"place {index}: a load of {load}, over the capacity of {limits.capacity}"
+
+
+def _alone(plan: Plan) -> Iterator[str]:
+    for index, place in enumerate(plan.places):
+        for segment in place.segments:
+            if segment.job in plan.alone and len(place.segments) > 1:
+                yield f"place {index}: job {segment.job!r} is to be alone, and is not"
 
 
 def _collect(plan: Plan, entries: _Entries) -> Iterator[str]:
