@@ -23,6 +23,7 @@ ALLOWED = {
     "files": {"errors"},
     "planner": BASE,
     "jobs": BASE,
+    "plans": {"planner", *BASE},
     "kernels": BASE,
     "models": {"kernels", *BASE},
     "adapters": {"kernels", *BASE},
@@ -40,6 +41,7 @@ ALLOWED = {
     "api": {"launch", "training", "data", "adapters", *PLAIN},
     "__main__": {"cli"},
     "cli": {
+        "plans",
         "bench",
         "doctor",
         "merging",

@@ -21,7 +21,6 @@ CHECKS: tuple[Check, ...] = (
     Check("Tools", "cpu_kernels", devices.cpu_kernels),
     Check("Tools", "compiler", tools.compiler),
     Check("Tools", "deepspeed", tools.deepspeed),
-    Check("Tools", "ortools", packages.planner_solver),
     Check("Hub", "hub", places.hub, seconds=8.0),
     Check("Hub", "hub_token", places.hub_token),
     Check("Hub", "hub_cache", places.hub_cache),

@@ -73,16 +73,6 @@ def extras(around: Surroundings) -> Finding:
     return Finding("ok", found, "the demo can be fetched, and benchmarks run")
 
 
-def planner_solver(around: Surroundings) -> Finding:
-    """OR-tools."""
-    del around
-    version = installed("ortools")
-    if version:
-        return Finding("ok", f"ortools {version}", "plans do not use it yet")
-    means = "not needed: plans are made without it"
-    return Finding("missing", "ortools is not installed", means, "pip install ortools")
-
-
 def _suits(requirement: Requirement) -> bool:
     version = installed(requirement.name)
     return version is not None and allows(requirement.versions, version)

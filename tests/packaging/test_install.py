@@ -39,6 +39,7 @@ from lorafusion.kernels.native import library
 built = [library._path(name) for name in library.BUILDS.values()]
 assert any(built) or not any(map(shutil.which, ("cc", "gcc", "clang"))), "the loops are missing"
 assert files("lorafusion").joinpath("py.typed").is_file()
+assert "<html" in files("lorafusion.plans").joinpath("gantt.html").read_text()
 assert "jobs:" in files("lorafusion.jobs").joinpath("examples/demo.yaml").read_text()
 print(lorafusion.__file__)
 """

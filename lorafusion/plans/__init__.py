@@ -1,0 +1,1 @@
+"""Draws a plan and its simulation, and sums them up."""

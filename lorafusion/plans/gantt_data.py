@@ -1,0 +1,110 @@
+"""What the page's scripts read: places, lanes and the strip as short lists of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+from lorafusion.planner.plan import Place, Plan
+from lorafusion.planner.simulate import Action, Simulation
+from lorafusion.plans import colours
+from lorafusion.plans.excerpt import Excerpt, Lane
+from lorafusion.plans.overview import overview
+from lorafusion.plans.summary import PlanSummary
+
+__all__ = ["page_data"]
+
+# Bins of the strip, and the most shares of jobs in all of them together.
+_BINS, _MOST_SHARES = 400, 25_600
+# Rounding moves an action's edges by less than 1/1000 of a mean action.
+_TICKS = 1000
+_KINDS = {"train": 0, "eval": 1, "noop": 2}
+_LETTERS = {"forward": "f", "backward": "b", "step": "s"}
+
+
+def page_data(
+    plan: Plan, simulation: Simulation, summary: PlanSummary, excerpt: Excerpt
+) -> dict[str, Any]:
+    """What gantt_model.js unpacks, as JSON values.
+
+    Args:
+        plan: The plan.
+        simulation: Of this plan.
+        summary: Of both; its jobs are named by their index from here on.
+        excerpt: What the lanes show.
+    """
+    indices = {job.name: index for index, job in enumerate(summary.jobs)}
+    bins = max(40, min(_BINS, 2 * len(plan.places), _MOST_SHARES // max(1, len(indices))))
+    strip = overview(plan, simulation, bins)
+    actions = sum(len(lane.actions) for lane in excerpt.lanes)
+    tick = _tick(excerpt.end * len(excerpt.lanes) / max(1, actions))
+    job_range = range(len(colours.PALETTE))
+    return {
+        "unit": summary.unit,
+        "makespan": summary.makespan,
+        "end": excerpt.end,
+        "tick": tick,
+        "capacity": summary.capacity,
+        "allReplicas": summary.replicas,
+        "jobs": [job.name for job in summary.jobs],
+        "palette": {
+            "base": [colours.base(i) for i in job_range],
+            "forward": [colours.forward(i) for i in job_range],
+            "backward": [colours.backward(i) for i in job_range],
+        },
+        "places": [_place(place, plan, indices) for place in plan.places[: excerpt.places]],
+        "lanes": [_lane(lane, tick) for lane in excerpt.lanes],
+        "overview": {"width": strip.width, "bins": [_bin(shares) for shares in strip.bins]},
+    }
+
+
+def _tick(mean: float) -> float:
+    """A power of ten, so that times are short numbers."""
+    return 10.0 ** math.floor(math.log10(mean / _TICKS)) if mean > 0 else 1.0
+
+
+def _place(place: Place, plan: Plan, indices: dict[str, int]) -> list[int]:
+    """Kind, load, then six numbers a segment: the script's SEGMENT_FIELDS."""
+    done = set(place.completes)
+    flat = [_KINDS[place.kind], place.load(plan.limits)]
+    for segment in place.segments:
+        flat += [indices[segment.job], segment.step, len(segment.samples), sum(segment.lengths)]
+        flat += [sum(segment.loads) + plan.limits.segment_load]
+        flat += [int((segment.job, segment.step) in done)]
+    return flat
+
+
+def _lane(lane: Lane, tick: float) -> dict[str, Any]:
+    edges = [round(t / tick) for action in lane.actions for t in (action.start_s, action.end_s)]
+    steps = [after - before for before, after in pairwise([0, *edges])]
+    return {
+        "replica": lane.replica,
+        "stage": lane.stage,
+        "kinds": "".join(_LETTERS[action.kind] for action in lane.actions),
+        "places": _differences(lane.actions),
+        "gaps": steps[::2],
+        "spans": steps[1::2],
+        "noops": [[place, round(time / tick) * tick] for place, time in lane.noops],
+    }
+
+
+def _differences(actions: Iterable[Action]) -> list[int]:
+    """Places as differences to the last action of the same kind: mostly 1, so short."""
+    last = {"forward": 0, "backward": 0, "step": 0}
+    found: list[int] = []
+    for action in actions:
+        found.append(action.place - last[action.kind])
+        last[action.kind] = action.place
+    return found
+
+
+def _bin(shares: dict[int, float]) -> list[int]:
+    """Job and thousandths of the time, in turn."""
+    return [
+        number
+        for job, share in shares.items()
+        if round(1000 * share)
+        for number in (job, round(1000 * share))
+    ]

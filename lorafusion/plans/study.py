@@ -1,0 +1,179 @@
+"""Plan a run without training it: cut, capacity, plan, simulation, and what others would take.
+
+Nothing here needs the base's weights: its config and the jobs' samples are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from lorafusion.planner.baselines import (
+    Baseline,
+    lorafusion_greedy,
+    mlora,
+    one_after_another,
+)
+from lorafusion.planner.capacity import Choice, Hardware, search_capacity, typical_counts
+from lorafusion.planner.cost import CostModel
+from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.devices import DeviceProfile
+from lorafusion.planner.measure import measured
+from lorafusion.planner.place_times import place_times
+from lorafusion.planner.plan import Limits, Plan
+from lorafusion.planner.queue import JobQueue
+from lorafusion.planner.search import plan_run
+from lorafusion.planner.shape import ModelShape
+from lorafusion.planner.simulate import Simulation, predict_bubble, simulate
+from lorafusion.planner.verify import verify_plan
+
+__all__ = ["Schedule", "Study", "Wish", "study"]
+
+TRIAL_EFFORT = 4000
+"""Samples placed for one trial of a capacity: about 0.05 s, of which there are a dozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run is to be planned for.
+
+    Attributes:
+        device: What each stage runs on.
+        stages: Pipeline stages S.
+        replicas: Replicas D.
+        capacity_tokens: Tokens of the run's mix that a microbatch may hold; None: searched.
+        recompute: Whether each layer's forward is repeated in the backward.
+        targets: The linears that have adapters.
+        compare: Whether other schedules are simulated beside.
+    """
+
+    device: DeviceProfile
+    stages: int = 1
+    replicas: int = 1
+    capacity_tokens: int | None = None
+    recompute: bool = False
+    targets: tuple[str, ...] | str = "all-linear"
+    compare: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One way to order the training samples, on the same stages and at the same capacity.
+
+    Attributes:
+        name: What it is.
+        microbatches: Places that hold samples.
+        noops: Places that hold none.
+        makespan_s: Simulated seconds.
+        bubble: Idle share of them.
+    """
+
+    name: str
+    microbatches: int
+    noops: int
+    makespan_s: float
+    bubble: float
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What a run would be like.
+
+    Attributes:
+        cut: The layers of each stage.
+        cost: Predicts time and memory of a stage.
+        choice: The capacity, and what else was tried.
+        plan: All places.
+        ranks: Job -> rank of its adapter.
+        simulation: Of the plan.
+        schedules: Of the training samples alone: ours, then others'. Empty where not asked for.
+    """
+
+    cut: tuple[range, ...]
+    cost: CostModel
+    choice: Choice
+    plan: Plan
+    ranks: Mapping[str, int]
+    simulation: Simulation
+    schedules: tuple[Schedule, ...]
+
+
+def study(
+    queues: Sequence[JobQueue],
+    shape: ModelShape,
+    wish: Wish,
+    *,
+    status: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """Plan and simulate a run.
+
+    Args:
+        queues: All of each job.
+        shape: The base.
+        wish: What it is planned for.
+        status: Told what is being done.
+
+    Raises:
+        PlanError: More stages than layers, too little memory, a sample that fits no microbatch.
+    """
+    ranks = {queue.name: queue.rank for queue in queues}
+    typical = typical_counts(queues)
+    setup = Setup(wish.targets, tuple(ranks.values()), wish.recompute)
+    cut = cut_model(shape, wish.device, setup, typical, stages=wish.stages)
+    cost = default_cost(shape, wish.device, setup, cut)
+    hardware = Hardware(wish.device.usable_bytes, wish.replicas)
+    play = partial(_play, cost, ranks, wish)
+    status("searching the capacity")
+    choice = search_capacity(
+        queues,
+        cost,
+        hardware,
+        plan=partial(plan_run, effort=TRIAL_EFFORT),
+        simulate=lambda plan: play(plan, ())[0],
+        tokens=() if wish.capacity_tokens is None else (wish.capacity_tokens,),
+    )
+    loaded = [measured(queue, choice.measure) for queue in queues]
+    limits = choice.measure.limits(wish.replicas)
+    status("planning")
+    plan = plan_run(loaded, limits)
+    verify_plan(plan, loaded)
+    status("simulating")
+    simulation = simulate(
+        place_times(plan, cost, ranks),
+        stages=wish.stages,
+        replicas=wish.replicas,
+        static_bytes=[stage.static_bytes for stage in cost.stages],
+    )
+    schedules = _schedules(loaded, limits, play) if wish.compare else ()
+    return Study(cut, cost, choice, plan, ranks, simulation, schedules)
+
+
+def _play(
+    cost: CostModel, ranks: Mapping[str, int], wish: Wish, plan: Plan, flushes: Collection[int]
+) -> tuple[float, float]:
+    """Seconds and bubble of a plan."""
+    times = place_times(plan, cost, ranks)
+    return predict_bubble(times, stages=wish.stages, replicas=wish.replicas, flush_after=flushes)
+
+
+def _schedules(
+    queues: Sequence[JobQueue],
+    limits: Limits,
+    play: Callable[[Plan, Collection[int]], tuple[float, float]],
+) -> tuple[Schedule, ...]:
+    """Ours and others' schedules of the training samples; others have no way to hold evals."""
+    training = [replace(queue, evals={}) for queue in queues if queue.batches]
+    made: list[tuple[str, Baseline]] = [
+        ("this planner", Baseline(plan_run(training, limits))),
+        ("LoRAFusion's greedy planner", lorafusion_greedy(training, limits)),
+        ("one job per microbatch, no flush (mLoRA)", mlora(training, limits)),
+        ("one job after another, a flush per batch", one_after_another(training, limits)),
+    ]
+    schedules: list[Schedule] = []
+    for name, baseline in made:
+        seconds, bubble = play(baseline.plan, baseline.flush_after)
+        noops = sum(place.kind == "noop" for place in baseline.plan.places)
+        microbatches = len(baseline.plan.places) - noops
+        schedules.append(Schedule(name, microbatches, noops, seconds, bubble))
+    return tuple(schedules)
