@@ -2,193 +2,181 @@
 
 Microbatches that are S·D neighbours are in the pipeline at the same time, and the slowest sets the
 pace: the time of a plan is, but for a constant, the sum over all runs of S·D neighbours of the
-largest load among them. The window of a step reaches from S·D places after the step before it to
-S·D places before the step behind it, so no move breaks the order.
+largest load among them. Three kinds of moves bring it down, each kept where it does:
+
+- *spread*: a step is taken out and put back, each sample on the least loaded place of its window;
+- *share*: two neighbouring steps of a job are, and the place where the first ends moves;
+- *fit*: a step is put back with each sample where the pace rises least.
+
+A move is tried again only after something near it has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from heapq import heapify, heapreplace
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-from lorafusion.planner.chain import Chain, Entry
+from lorafusion.planner.board import Board, Stay, Where
+from lorafusion.planner.chain import Chain
+from lorafusion.planner.completion import SearchLimit
 from lorafusion.planner.draft import Draft, DraftPlace
-from lorafusion.planner.plan import Limits, PlaceKind
+from lorafusion.planner.plan import Limits
+from lorafusion.planner.stretch import Stretch, pace
 
 __all__ = ["balance", "draft_loads", "pace"]
 
 REACH = 2
 """How far from where it is a step may move in one sweep, in units of S·D places."""
 
+ENDS = 2
+"""How far the place where a step ends may move when two steps share anew; 4 gains no more."""
 
-def pace(loads: Sequence[int], distance: int) -> int:
-    """Sum over all runs of ``distance`` neighbours of the largest load; ramps count as empty."""
-    return _pace_between(loads, distance, 0, len(loads) - 1)
-
-
-def _pace_between(loads: Sequence[int], distance: int, first: int, last: int) -> int:
-    """The same over the runs that touch places ``first`` to ``last``."""
-    low = max(0, first - distance + 1)
-    touched = loads[low : last + distance]
-    runs = range(first - distance + 1 - low, last + 1 - low)
-    return sum(max(touched[max(0, run) : run + distance], default=0) for run in runs)
+WORK = 150_000
+"""Samples put somewhere, about 0.1 s."""
 
 
 def draft_loads(draft: Draft, chains: Sequence[Chain], limits: Limits) -> list[int]:
-    """Load of each place."""
-    return _Board(draft, chains, limits).loads
+    """Load of each place, with what a place that holds anything takes."""
+    # Not by a Board: a search asks for them of every plan that it finishes.
+    index, placed = [0] * len(chains), [0] * len(chains)
+    loads: list[int] = []
+    for place in draft:
+        load = limits.place_load if place.taken else 0
+        for job, positions in place.taken.items():
+            entry = chains[job].entries[index[job]]
+            load += limits.segment_load
+            load += sum([entry.batch.loads[position] for position in positions])
+            placed[job] += len(positions)
+            if placed[job] == len(entry.order):
+                index[job] += 1
+                placed[job] = 0
+        loads.append(load)
+    return loads
 
 
 def balance(
-    draft: Draft, chains: Sequence[Chain], limits: Limits, *, sweeps: int = 4
+    draft: Draft,
+    chains: Sequence[Chain],
+    limits: Limits,
+    *,
+    sweeps: int = 4,
+    work: int = WORK,
 ) -> list[DraftPlace]:
     """The draft with its samples spread so that its pace is lower, where that is possible.
 
-    Each step in turn is taken out and put back, its largest samples first, each to the least loaded
-    place of its window; it stays so where the pace has fallen.
+    Args:
+        draft: A valid one.
+        chains: What it was made from.
+        limits: What it was made for.
+        sweeps: Most sweeps over all steps with the first two kinds of moves, and then with all.
+        work: Most samples to put somewhere, over all moves; the same on any machine.
     """
-    board = _Board(draft, chains, limits)
+    board = Board(draft, chains, limits)
     if limits.distance > 1:
-        for _ in range(sweeps):
-            if not sum(board.spread(stay) for stay in board.stays()):
-                break
+        _Balancer(board, SearchLimit(work)).run(sweeps)
     return board.draft()
 
 
-@dataclass(slots=True)
-class _Stay:
-    """Where one step or eval of a job stands: place -> positions in its batch."""
+class _Balancer:
+    def __init__(self, board: Board, limit: SearchLimit) -> None:
+        self._board = board
+        self._limit = limit
+        self._distance = board.limits.distance
+        self._moves = 0
+        self._changed = [0] * len(board.loads)  # the move that changed a place last
+        self._tried: dict[tuple[str, int, int], int] = {}  # moves made when it was tried last
 
-    job: int
-    index: int
-    entry: Entry
-    at: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
+    def run(self, sweeps: int) -> None:
+        """Sweeps over all steps until nothing moves, ``sweeps`` were made, or the limit is hit."""
+        quick = (self._spread, self._share)
+        for kinds in (quick, (*quick, self._fit)):
+            for _ in range(sweeps):
+                if not sum(self._sweep(kind) for kind in kinds):
+                    break
 
+    def _sweep(self, kind: Callable[[Stay], bool]) -> int:
+        return sum(kind(stay) for stay in self._board.movable() if not self._limit.reached)
 
-class _Board:
-    """The draft by steps instead of by places."""
+    def _spread(self, stay: Stay) -> bool:
+        return self._alone(stay, "spread")
 
-    def __init__(self, draft: Draft, chains: Sequence[Chain], limits: Limits) -> None:
-        self._chains = chains
-        self._limits = limits
-        self._some_alone = any(chain.alone for chain in chains)
-        self._kinds: list[PlaceKind] = [place.kind for place in draft]
-        self._jobs: list[set[int]] = [set(place.taken) for place in draft]
-        self._stays: list[list[_Stay]] = [[] for _ in chains]
-        self.loads = [0] * len(draft)
-        left = [0] * len(chains)
-        for place, drafted in enumerate(draft):
-            for job, positions in drafted.taken.items():
-                stays = self._stays[job]
-                if not left[job]:
-                    entry = chains[job].entries[len(stays)]
-                    stays.append(_Stay(job, len(stays), entry))
-                    left[job] = len(entry.order)
-                stays[-1].at[place] = list(positions)
-                left[job] -= len(positions)
-                loads = stays[-1].entry.batch.loads
-                self.loads[place] += limits.segment_load + sum(loads[p] for p in positions)
+    def _fit(self, stay: Stay) -> bool:
+        return self._alone(stay, "fit")
 
-    def stays(self) -> Iterator[_Stay]:
-        """Steps that may move, in the order in which they begin."""
-        movable = [stay for stays in self._stays for stay in stays if stay.entry.kind == "train"]
-        return iter(sorted(movable, key=lambda stay: (min(stay.at), stay.job)))
-
-    def spread(self, stay: _Stay) -> bool:
-        """Spread one step over its window if that lowers the pace."""
-        window = self._window(stay)
-        # What is level already cannot be bettered by moving even the smallest sample.
-        level = max(self.loads[place] for place in stay.at) - stay.entry.loads[0]
-        if min((self.loads[place] for place in window), default=level) >= level:
+    def _alone(self, stay: Stay, kind: Literal["spread", "fit"]) -> bool:
+        first, last = self._window(stay, stay)
+        if self._nothing_new(kind, stay, first, last):
             return False
-        new = self._spread_over(stay, window)
-        if new is None:
+        places = self._board.open_places(stay.job, first, last)
+        if kind == "spread" and self._is_level((stay,), places):
             return False
-        touched = [*window, *stay.at]
-        first, last = min(touched), max(touched)
-        before = self._cost(first, last)
-        old = dict(stay.at)
-        self._put(stay, new)
-        after = self._cost(first, last)
-        if after < before:
-            return True
-        self._put(stay, old)
-        return False
-
-    def _cost(self, first: int, last: int) -> tuple[int, int]:
-        """Pace of a part, then its unevenness, so that a plateau of the former is no end."""
-        pace = _pace_between(self.loads, self._limits.distance, first, last)
-        return pace, sum(load * load for load in self.loads[first : last + 1])
-
-    def _window(self, stay: _Stay) -> list[int]:
-        """Places that the step may stand in, but none far from where it is now."""
-        chain, stays = self._chains[stay.job], self._stays[stay.job]
-        first, last = chain.queue.ready_at, len(self.loads) - 1
-        if stay.index:
-            first = max(stays[stay.index - 1].at) + chain.gap(stay.index - 1, self._limits)
-        if stay.index + 1 < len(stays):
-            last = min(stays[stay.index + 1].at) - chain.gap(stay.index, self._limits)
-        elif stay.index + 1 < len(chain.entries) or chain.queue.remaining_steps > len(
-            chain.queue.batches
-        ):
-            last = max(stay.at)  # what follows in the next window must not wait longer
-        reach = REACH * self._limits.distance
-        first, last = max(first, min(stay.at) - reach), min(last, max(stay.at) + reach)
-        return [place for place in range(first, last + 1) if self._is_open(place, stay.job)]
-
-    def _is_open(self, place: int, job: int) -> bool:
-        if self._kinds[place] == "eval":
+        new = Stretch(self._board, first, last, self._limit)
+        if kind == "fit" and (new.is_even() or not any(map(new.is_peak, stay.at))):
             return False
-        others = self._jobs[place] - {job}
-        if not self._some_alone or not others:
-            return True
-        return not (self._chains[job].alone or any(self._chains[other].alone for other in others))
+        cost = new.cost()
+        new.remove(stay)
+        taken = new.level(stay, places) if kind == "spread" else new.fit(stay, places)
+        return taken is not None and new.cost() < cost and self._put((stay, taken))
 
-    def _spread_over(self, stay: _Stay, window: Sequence[int]) -> dict[int, list[int]] | None:
-        """The step's samples on the least loaded places of its window; None where one fits none."""
-        segment, capacity = self._limits.segment_load, self._limits.capacity
-        batch = stay.entry.batch
-        without = {place: self.loads[place] for place in window}
-        for place, positions in stay.at.items():
-            without[place] -= segment + sum(batch.loads[position] for position in positions)
-        heap = [(load + segment, place) for place, load in without.items()]
-        heapify(heap)
-        here = {position for positions in stay.at.values() for position in positions}
-        new: dict[int, list[int]] = {}
-        for position in reversed(stay.entry.order):
-            if position not in here:
-                continue  # it stands in another window of the plan
-            load, place = heap[0]
-            load += batch.loads[position]
-            if load > capacity:
-                return None
-            heapreplace(heap, (load, place))
-            new.setdefault(place, []).append(position)
-        return new
+    def _is_level(self, stays: Sequence[Stay], places: Sequence[int]) -> bool:
+        """Whether moving even the smallest sample of the steps among ``places`` gains nothing."""
+        loads = self._board.loads
+        most = max(loads[place] for stay in stays for place in stay.at)
+        least = min(stay.entry.loads[0] for stay in stays)
+        return min(loads[place] for place in places) >= most - least
 
-    def _put(self, stay: _Stay, at: dict[int, list[int]]) -> None:
-        batch, segment = stay.entry.batch, self._limits.segment_load
-        for sign, moved in ((-1, stay.at), (1, at)):
-            for place, positions in moved.items():
-                load = segment + sum(batch.loads[position] for position in positions)
-                self.loads[place] += sign * load
-                if sign > 0:
-                    self._jobs[place].add(stay.job)
-                else:
-                    self._jobs[place].discard(stay.job)
-        stay.at = at
+    def _share(self, stay: Stay) -> bool:
+        behind = self._board.next(stay)
+        if behind is None or not behind.movable:
+            return False
+        first, last = self._window(stay, behind)
+        if self._nothing_new("share", stay, first, last):
+            return False
+        if self._is_level((stay, behind), self._board.open_places(stay.job, first, last)):
+            return False
+        stretch = Stretch(self._board, first, last, self._limit)
+        cost, best = stretch.cost(), None
+        stretch.remove(stay, behind)
+        least = max(first + stay.bins - 1, stay.last - ENDS)
+        most = min(last - behind.bins + 1 - self._board.gap(stay), stay.last + ENDS)
+        for end in range(least, most + 1):
+            new = stretch.copy()
+            taken = self._level_both(new, (stay, first, end), (behind, last))
+            if taken is not None and (found := new.cost()) < cost:
+                cost, best = found, taken
+        return best is not None and self._put((stay, best[0]), (behind, best[1]))
 
-    def draft(self) -> list[DraftPlace]:
-        """The places as they are now; what was emptied at the end is gone."""
-        taken: list[dict[int, tuple[int, ...]]] = [{} for _ in self.loads]
-        for stays in self._stays:
-            for stay in stays:
-                for place, positions in stay.at.items():
-                    taken[place][stay.job] = tuple(sorted(positions))
-        places: list[DraftPlace] = []
-        for kind, jobs in zip(self._kinds, taken, strict=True):
-            if kind != "eval":
-                kind = "train" if jobs else "noop"
-            places.append(DraftPlace(kind, jobs))
-        return places
+    def _level_both(
+        self, stretch: Stretch, stay: tuple[Stay, int, int], behind: tuple[Stay, int]
+    ) -> tuple[Where, Where] | None:
+        """A step between two places, and the next from where the order lets it stand to a third."""
+        before, first, end = stay
+        start = end + self._board.gap(before)
+        taken = stretch.level(before, self._board.open_places(before.job, first, end))
+        if taken is None:
+            return None
+        rest = self._board.open_places(before.job, start, behind[1])
+        taken_behind = stretch.level(behind[0], rest)
+        return None if taken_behind is None else (taken, taken_behind)
+
+    def _window(self, stay: Stay, behind: Stay) -> tuple[int, int]:
+        """Where the two may stand, but nothing far from where it is now."""
+        reach = REACH * self._distance
+        first = max(self._board.first_allowed(stay), stay.first - reach)
+        return first, min(self._board.last_allowed(behind), behind.last + reach)
+
+    def _nothing_new(self, kind: str, stay: Stay, first: int, last: int) -> bool:
+        """Whether this was tried before, and nothing has changed since near these places."""
+        key = (kind, stay.job, stay.index)
+        tried = self._tried.get(key, -1)
+        self._tried[key] = self._moves
+        near = self._changed[max(0, first - self._distance + 1) : last + self._distance]
+        return max(near) <= tried
+
+    def _put(self, *moves: tuple[Stay, Where]) -> bool:
+        self._moves += 1
+        for stay, at in moves:
+            for place in (*stay.at, *at):
+                self._changed[place] = self._moves
+        self._board.put(*moves)
+        return True

@@ -54,10 +54,12 @@ def count_bins(
         return 0, 0
     _check(loads, room, where)
     lower = -(-sum(loads) // room)
-    upper = best_fit(sorted_loads := sorted(loads, reverse=True), room)
+    sorted_loads = sorted(loads, reverse=True)
+    upper = best_fit(sorted_loads, room)
     if lower < upper:
         lower = least_bins(Counter(loads), room)
-    if lower < upper:
+    # A bin costs as much as there are samples: of thousands, one bin more or less does not matter.
+    if lower < upper and upper * len(loads) <= 10 * work:
         upper = min(upper, fullest_first(sorted_loads, room))
     limit = SearchLimit(work)
     while lower < upper:

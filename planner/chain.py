@@ -66,6 +66,9 @@ class Chain:
         return limits.distance if self.entries[entry].kind == "train" else 1
 
 
+_LEAST = {"capacity": 1, "stages": 1, "replicas": 1, "segment_load": 0, "place_load": 0}
+
+
 def make_chains(queues: Sequence[JobQueue], limits: Limits) -> tuple[Chain, ...]:
     """The chains of ``queues``.
 
@@ -119,7 +122,7 @@ def check_queues(queues: Sequence[JobQueue], limits: Limits) -> None:
         PlanError: A limit out of range, two queues of one name, or a sample above the capacity;
             names each of them.
     """
-    for name, least in (("capacity", 1), ("stages", 1), ("replicas", 1), ("segment_load", 0)):
+    for name, least in _LEAST.items():
         value = getattr(limits, name)
         if value < least:
             raise PlanError(f"{name} is {value}; it must be an integer of at least {least}.")

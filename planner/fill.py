@@ -74,9 +74,10 @@ def _fill_exactly(jobs: Sequence[Sequence[int]], room: Room) -> list[list[int]]:
     first = _without_sure(jobs[0], room.target - room.segment)
     sure = list(range(len(jobs[0]) - 1, first - 1, -1))
     load = sum(jobs[0][first:])
+    used = load + (room.segment if sure else 0)
     left = Room(
-        room.capacity - load,
-        room.target - load,
+        room.capacity - used,
+        room.target - used,
         room.segment,
         room.least - load,
         None if room.most is None else max(0, room.most - load),

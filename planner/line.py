@@ -21,6 +21,8 @@ class Line:
         kind: Of the open entry.
         loads: Loads of its samples that are not placed, ascending.
         load: Their sum.
+        begun: Whether some of its samples are placed.
+        length: Places to the end of the chain when nothing is in its way.
         left: Load of all that is not placed.
         served: As :class:`lorafusion.planner.queue.JobQueue`.
     """
@@ -53,22 +55,13 @@ class Line:
         self.loads += entry.loads
         self._order += entry.order
         self.load = entry.load
-        self._bins = entry.bins
+        self.begun = False
+        self.length = entry.bins + entry.tail
 
     @property
     def done(self) -> bool:
         """Whether everything is placed."""
         return self._index == len(self.chain.entries)
-
-    @property
-    def begun(self) -> bool:
-        """Whether some samples of the open entry are placed."""
-        return len(self.loads) < len(self.chain.entries[self._index].loads)
-
-    @property
-    def length(self) -> float:
-        """Places to the end of the chain when nothing is in its way."""
-        return self._bins + self.chain.entries[self._index].tail
 
     def take(self, indices: Iterable[int], place: int) -> tuple[int, ...]:
         """Take samples out, by descending index; returns their positions in the batch."""
@@ -79,10 +72,9 @@ class Line:
             taken += self.loads.pop(index)
         self.load -= taken
         self.left -= taken
-        if self.kind == "train":
-            self.served += taken / self.chain.queue.weight
         if self.loads:
-            self._bins = -(-self.load // self._room)
+            self.begun = True
+            self.length = -(-self.load // self._room) + self.chain.entries[self._index].tail
         else:
             self.ready = place + self.chain.gap(self._index, self._limits)
             self._open(self._index + 1)

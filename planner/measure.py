@@ -42,6 +42,7 @@ class Measure:
         capacity_s: Predicted seconds, forward and backward, that a microbatch may take there.
         stages: Pipeline stages.
         units: Loads of a full microbatch.
+        fixed: Of the same capacity of time, what every microbatch takes.
     """
 
     time: Linear
@@ -49,6 +50,7 @@ class Measure:
     capacity_s: float
     stages: int = 1
     units: int = UNITS
+    fixed: float = 0.0
 
     @classmethod
     def of(
@@ -88,7 +90,7 @@ class Measure:
             )
         memory = None if memory_bytes is None else memory_share(cost, memory_bytes)
         time = replace(seconds, fixed=0.0).scaled(1 / left)
-        return cls(time, memory, capacity_s, len(cost.stages), units)
+        return cls(time, memory, capacity_s, len(cost.stages), units, seconds.fixed / left)
 
     def limits(self, replicas: int = 1) -> Limits:
         """The limits to plan with.
@@ -98,7 +100,13 @@ class Measure:
         """
         if replicas < 1:
             raise PlanError(f"{replicas} replicas; allowed: 1 or more.")
-        return Limits(self.units, self.stages, replicas, segment_load=self.segment_load)
+        return Limits(
+            self.units,
+            self.stages,
+            replicas,
+            segment_load=self.segment_load,
+            place_load=round(self.units * self.fixed),
+        )
 
     @property
     def segment_load(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
 from lorafusion.errors import PlanError
+from lorafusion.planner import fields
 
 __all__ = ["FORMAT", "Limits", "Place", "PlaceKind", "Plan", "PlannedSegment"]
 
@@ -28,17 +29,31 @@ class Limits:
         stages: Pipeline stages S.
         replicas: Replicas D.
         segment_load: Load that each job adds to a place beside that of its samples.
+        place_load: Load of a place that holds anything, on top of the capacity: what a microbatch
+            takes whatever is in it. It makes few places better than many of the same evenness.
     """
 
     capacity: int
     stages: int = 1
     replicas: int = 1
     segment_load: int = 0
+    place_load: int = 0
 
     @property
     def distance(self) -> int:
         """Least number of places from the last of step t to the first of step t+1 of a job."""
         return self.stages * self.replicas
+
+    @classmethod
+    def from_fields(cls, value: object, where: str) -> Limits:
+        """Read what ``dataclasses.asdict`` and JSON made of limits; ``where`` is named in errors.
+
+        Raises:
+            PlanError: ``value`` is something else; says which field, and what it may hold.
+        """
+        least = {"capacity": 1, "stages": 1, "replicas": 1, "segment_load": 0, "place_load": 0}
+        found = fields.mapping(value, where, tuple(least))
+        return cls(**{n: fields.integer(found[n], f"{where}.{n}", least=least[n]) for n in least})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,39 +137,31 @@ class Plan:
         Raises:
             PlanError: ``text`` is not JSON of this format; says which field, and what it may hold.
         """
-        try:
-            parsed: object = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"a plan must be JSON: {error}") from error
-        version = cast("dict[str, object]", parsed).get("format") if _is_object(parsed) else None
+        parsed = fields.parse(text, "a plan")
+        is_object = isinstance(parsed, dict)
+        version = cast("dict[str, object]", parsed).get("format") if is_object else None
         if type(version) is not int or version != FORMAT:
             raise PlanError(
                 f"plan: format is {version!r}; this version reads format {FORMAT}. "
                 "Plan again with this version of lorafusion."
             )
-        document = _object(parsed, "plan", ("format", "limits", "places", "alone"))
-        places = enumerate(_list(document["places"], "places"))
-        alone = enumerate(_list(document["alone"], "alone"))
+        document = fields.mapping(parsed, "plan", ("format", "limits", "places", "alone"))
+        places = enumerate(fields.items(document["places"], "plan: places"))
+        alone = enumerate(fields.items(document["alone"], "plan: alone"))
         return cls(
-            limits=_limits(document["limits"]),
-            places=tuple(_place(value, f"places[{index}]") for index, value in places),
-            alone=tuple(_text(value, f"alone[{index}]") for index, value in alone),
+            limits=Limits.from_fields(document["limits"], "plan: limits"),
+            places=tuple(_place(value, f"plan: places[{index}]") for index, value in places),
+            alone=tuple(fields.text(value, f"plan: alone[{index}]") for index, value in alone),
         )
 
 
-def _limits(value: object) -> Limits:
-    least = {"capacity": 1, "stages": 1, "replicas": 1, "segment_load": 0}
-    fields = _object(value, "limits", tuple(least))
-    return Limits(**{n: _int(fields[n], f"limits.{n}", least=least[n]) for n in least})
-
-
 def _place(value: object, where: str) -> Place:
-    fields = _object(value, where, ("kind", "segments", "completes"))
-    kind = fields["kind"]
+    found = fields.mapping(value, where, ("kind", "segments", "completes"))
+    kind = found["kind"]
     if kind not in get_args(PlaceKind):
-        raise _wrong(f"{where}.kind", kind, '"train", "eval" or "noop"')
-    segments = enumerate(_list(fields["segments"], f"{where}.segments"))
-    completes = enumerate(_list(fields["completes"], f"{where}.completes"))
+        raise fields.wrong(f"{where}.kind", kind, '"train", "eval" or "noop"')
+    segments = enumerate(fields.items(found["segments"], f"{where}.segments"))
+    completes = enumerate(fields.items(found["completes"], f"{where}.completes"))
     return Place(
         kind=cast("PlaceKind", kind),
         segments=tuple(_segment(item, f"{where}.segments[{i}]") for i, item in segments),
@@ -163,63 +170,23 @@ def _place(value: object, where: str) -> Place:
 
 
 def _segment(value: object, where: str) -> PlannedSegment:
-    columns = {"samples": 0, "lengths": 1, "labelled": 0, "loads": 1}
-    fields = _object(value, where, ("job", "step", *columns))
-    values = {n: _ints(fields[n], f"{where}.{n}", least=least) for n, least in columns.items()}
-    count = len(values["samples"])
-    for name, column in values.items():
+    least = {"samples": 0, "lengths": 1, "labelled": 0, "loads": 1}
+    found = fields.mapping(value, where, ("job", "step", *least))
+    columns = {n: fields.integers(found[n], f"{where}.{n}", least=least[n]) for n in least}
+    count = len(columns["samples"])
+    for name, column in columns.items():
         if not column or len(column) != count:
             allowed = f"one number per sample ({count}), and at least one"
-            raise _wrong(f"{where}.{name}", len(column), allowed)
+            raise fields.wrong(f"{where}.{name}", len(column), allowed)
     return PlannedSegment(
-        job=_text(fields["job"], f"{where}.job"),
-        step=_int(fields["step"], f"{where}.step", least=0),
-        **values,
+        job=fields.text(found["job"], f"{where}.job"),
+        step=fields.integer(found["step"], f"{where}.step", least=0),
+        **columns,
     )
 
 
 def _pair(value: object, where: str) -> tuple[str, int]:
-    items = _list(value, where)
-    if len(items) != 2:
-        raise _wrong(where, value, "a pair [job, step]")
-    return _text(items[0], f"{where}[0]"), _int(items[1], f"{where}[1]", least=0)
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _object(value: object, where: str, names: tuple[str, ...]) -> dict[str, object]:
-    if not _is_object(value) or set(cast("dict[str, object]", value)) != set(names):
-        raise _wrong(where, value, f"an object with exactly the fields {', '.join(names)}")
-    return cast("dict[str, object]", value)
-
-
-def _list(value: object, where: str) -> list[object]:
-    if not isinstance(value, list):
-        raise _wrong(where, value, "a list")
-    return cast("list[object]", value)
-
-
-def _int(value: object, where: str, *, least: int) -> int:
-    # type(), not isinstance: JSON's true is an int to Python.
-    if type(value) is not int or value < least:
-        raise _wrong(where, value, f"an integer of at least {least}")
-    return value
-
-
-def _ints(value: object, where: str, *, least: int) -> tuple[int, ...]:
-    items = enumerate(_list(value, where))
-    return tuple(_int(item, f"{where}[{index}]", least=least) for index, item in items)
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _wrong(where, value, "a name that is not empty")
-    return value
-
-
-def _wrong(where: str, found: object, allowed: str) -> PlanError:
-    shown = repr(found)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return PlanError(f"plan: {where} is {shown}; allowed: {allowed}.")
+    pair = fields.items(value, where)
+    if len(pair) != 2:
+        raise fields.wrong(where, value, "a pair [job, step]")
+    return fields.text(pair[0], f"{where}[0]"), fields.integer(pair[1], f"{where}[1]", least=0)

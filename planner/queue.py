@@ -105,7 +105,8 @@ class JobQueue:
         ready_at: First place of the coming window where the job may stand. This carries the
             distance rule from one window into the next; :func:`advance` sets it.
         weight: Its share of the places, against other jobs' weights.
-        served: Load over weight that was planned of it: the least served goes first.
+        served: What was planned of it for training over its weight, the least served goes first.
+            Each place counts in full, shared out by the loads of the samples in it.
         rank: Rank of its adapter, for the cost model.
     """
 
@@ -215,11 +216,29 @@ def advance(queues: Sequence[JobQueue], plan: Plan) -> tuple[JobQueue, ...]:
             taken[segment.job, place.kind, segment.step].update(segment.samples)
         if place.kind == "train":
             finished.update((job, index) for job, _ in place.completes)
-    left = tuple(_left_of(queue, taken, finished, plan) for queue in queues)
+    served = _served(plan)
+    left = tuple(
+        replace(
+            _left_of(queue, taken, finished, plan),
+            served=queue.served + served.get(queue.name, 0.0) / queue.weight,
+        )
+        for queue in queues
+    )
     if taken:
         job, kind, step = next(iter(taken))
         raise PlanError(f"the plan's {kind} step {step} of job {job!r} is not in the queues.")
     return left
+
+
+def _served(plan: Plan) -> dict[str, float]:
+    """Load that each job is charged for, see :class:`JobQueue`."""
+    served: dict[str, float] = defaultdict(float)
+    for place in plan.places:
+        if place.kind == "train":
+            loads = {segment.job: sum(segment.loads) for segment in place.segments}
+            for job, load in loads.items():
+                served[job] += plan.limits.capacity * load / sum(loads.values())
+    return served
 
 
 def _left_of(
@@ -248,7 +267,6 @@ def _left_of(
         remaining_load=queue.remaining_load - planned,
         remaining_steps=queue.remaining_steps - len(batches) + len(kept),
         ready_at=max(0, ready_at - len(plan.places)),
-        served=queue.served + planned / queue.weight,
     )
 
 

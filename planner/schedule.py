@@ -2,7 +2,9 @@
 
 The most urgent job comes first. With ``policy="makespan"`` that is the one with the longest chain
 left, so that the run as a whole ends soonest; with ``"fair"`` it is the one that was served least
-for its weight, so that each gets its share at any time. A job whose chain is as long as what is
+for its weight, so that each gets its share at any time. What counts is places, not samples: those
+who stand in a place are charged for all of it, filled or not, so that a job of small steps does not
+have place after place where nothing fits beside it. A job whose chain is as long as what is
 left of the run is *pressed*: it takes at least what keeps its step within its bins, even if the
 place then stays less full. Evals that are due go before training, because they hold up their job's
 next step, and share places with each other.
@@ -29,6 +31,14 @@ from lorafusion.planner.queue import JobQueue
 
 __all__ = ["Policy", "Scheduler", "Tuning", "plan_window"]
 
+EXACT_WORK = 1_000
+"""Limit of the bins that a pressed job's rest is counted in, at each of its places."""
+
+BEGUN_FIRST = 100.0
+"""Places added to the chain of a job whose step has begun, so that all but much longer chains wait
+for it to end. On sixteen stages (Llama-3.1-70B, four jobs) one pass took 818 places for 811 places'
+worth of load, and 899 without: jobs that end their steps together all wait together."""
+
 Policy = Literal["makespan", "fair"]
 
 
@@ -45,7 +55,7 @@ class Tuning:
         share: Of what a pressed job may take between the least and a full place, how much it takes
             at most. Less of it lets other jobs end their steps sooner.
         stick: Places added to the chain of a job whose step has begun. With it, jobs end their
-            steps at different times, so that there is always one with many samples to choose from.
+            steps at different times: there is always one with many samples to choose from.
     """
 
     policy: Policy = "makespan"
@@ -55,6 +65,17 @@ class Tuning:
     goal: int = 0
     share: float = 1.0
     stick: float = 0.0
+
+    @classmethod
+    def plain(cls, chains: Sequence[Chain], limits: Limits, policy: Policy = "makespan") -> Tuning:
+        """What is best in one pass.
+
+        Where the longest chain takes more places than all load, nothing may hold it up; else steps
+        that have begun go first.
+        """
+        load = sum(chain.queue.remaining_load for chain in chains) / limits.capacity
+        longest = max((chain.length for chain in chains), default=0)
+        return cls(policy=policy, stick=0.0 if longest > load else BEGUN_FIRST)
 
     def urgency(self, line: Line) -> tuple[float, int]:
         """Key by which jobs are sorted, the most urgent first."""
@@ -84,7 +105,7 @@ def plan_window(
         raise PlanError(f"max_places is {max_places}; it must be an integer of at least 1.")
     chains = make_chains(queues, limits)
     scheduler = Scheduler(chains, limits)
-    scheduler.run(Tuning(policy=policy), max_places)
+    scheduler.run(Tuning.plain(chains, limits, policy), max_places)
     return to_plan(scheduler.places, chains, limits)
 
 
@@ -151,14 +172,20 @@ class Scheduler:
         lines = [first, *sharing]
         chosen = fill([line.loads for line in lines], self._offer(first, index, tuning))
         taken: dict[int, tuple[int, ...]] = {}
-        self._left -= sum(line.left for line in lines)
+        loads: list[tuple[Line, int]] = []
         for line, indices in zip(lines, chosen, strict=False):
             if indices:
+                left = line.left
                 taken[line.number] = line.take(indices, index)
+                loads.append((line, left - line.left))
+                self._left -= left - line.left
                 self.placed += len(indices)
-        self._left += sum(line.left for line in lines)
-        if any(line.done for line in lines):
-            self._lines = [line for line in self._lines if not line.done]
+                if line.done:
+                    self._lines.remove(line)
+        if kind == "train":
+            whole = sum(load for _, load in loads)
+            for line, load in loads:
+                line.served += self._limits.capacity * load / whole / line.chain.queue.weight
         return DraftPlace(kind, taken)
 
     def _offer(self, first: Line, index: int, tuning: Tuning) -> Room:
@@ -168,7 +195,7 @@ class Scheduler:
         left = max(self._left / capacity, tuning.goal - index)
         if first.kind == "eval" or first.length + tuning.margin < left:
             return Room(capacity, target, segment)
-        _, bins = count_bins(first.loads, self._room)
+        _, bins = count_bins(first.loads, self._room, work=EXACT_WORK)
         least = max(1, first.load - (bins - 1) * self._room)
         most = int(least + tuning.share * (self._room - least)) if bins > 1 else None
         return Room(capacity, target, segment, least, most)

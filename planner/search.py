@@ -1,8 +1,8 @@
-"""Plan a whole run: a beam of list schedules, the best cut and built on anew, then evened out.
+"""Plan a whole run: list schedules in several ways, the best cut and built on anew, evened out.
 
 Filling a place takes a fraction of a millisecond, so many ways are tried. A *round* builds a plan
 from a cut to its end: a stretch of places is filled in several ways, with other priorities, places
-filled less or jobs pressed sooner; the few with the best outlook go on. The first round begins at
+filled less or jobs pressed sooner; the one with the best outlook goes on. The first round begins at
 the first place, each later one at a random place of the best plan so far. What counts of a finished
 plan is, in this order, its places, the samples behind the lower bound, and its pace.
 
@@ -22,22 +22,21 @@ from lorafusion.planner.chain import Chain, make_chains
 from lorafusion.planner.draft import DraftPlace, to_plan
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue
-from lorafusion.planner.schedule import Scheduler, Tuning
+from lorafusion.planner.schedule import BEGUN_FIRST, Scheduler, Tuning
 
 __all__ = ["EFFORT", "plan_run"]
 
 EFFORT = 30_000
 """Samples placed in all; about 0.4 s. What is left when it is spent is built in one way."""
 
-BEAM = 2
-"""Plans that go on after each stretch."""
-
 WAYS = 5
-"""Ways in which each of them is filled on. Of (beam, ways) from (1, 10) to (3, 5), 2 and 5 gave the
-fewest places over 120 random cases: 1.019 times the simple bound, against 1.020 to 1.021."""
+"""Ways in which each stretch is filled."""
 
 BALANCED = 3
 """Of the best plans, how many are evened out before one is chosen."""
+
+EVEN = 1.005
+"""Pace over that of equal places at which a plan of the fewest places is not searched any more."""
 
 SWEEPS = 24
 """Most sweeps of balancing; after 16 small_batches (163 places, four jobs) gained nothing more."""
@@ -74,9 +73,10 @@ class _Search:
         self._chains = chains
         self._limits = limits
         self._random = random.Random(seed)
-        load = sum(entry.load for chain in chains for entry in chain.entries)
+        self._plain = Tuning.plain(chains, limits)
+        self._load = sum(entry.load for chain in chains for entry in chain.entries)
         longest = max((int(chain.queue.ready_at + chain.length) for chain in chains), default=0)
-        self._bound = max(-(-load // limits.capacity), longest)
+        self._bound = max(-(-self._load // limits.capacity), longest)
         self._stretch = 2 * limits.distance + 4
         self._best: list[_Found] = []  # at most BALANCED, the best first
 
@@ -91,31 +91,27 @@ class _Search:
             effort -= max(1, self._round(start, effort))
 
     def _nothing_to_gain(self) -> bool:
-        return self._limits.distance == 1 and len(self._best[0].draft) <= self._bound
+        """Whether the best plan has the fewest places, and they are as even as can be."""
+        places, _, found = self._best[0].cost
+        even = self._load * (1 + (self._limits.distance - 1) / max(places, 1))
+        return places <= self._bound and found <= EVEN * even
 
     def _round(self, start: Scheduler, effort: int) -> int:
         """Build from ``start`` to the end, and keep what is good; returns the samples placed."""
-        beam, placed = [start], 0
-        while not all(plan.done for plan in beam):
-            found: dict[tuple[float, float], Scheduler] = {}
-            for plan in beam:
-                for way in self._ways(plan, alone=placed >= effort):
-                    placed += way.placed
-                    found.setdefault(way.outlook, way)
-            beam = [found[outlook] for outlook in sorted(found)[:BEAM]]
-        for plan in beam:
-            self._keep(_Found(self._cost(plan.places), plan.places))
+        plan, placed = start, 0
+        while not plan.done:
+            ways = list(self._ways(plan, alone=placed >= effort))
+            placed += sum(way.placed for way in ways)
+            plan = min(ways, key=lambda way: way.outlook)
+        self._keep(_Found(self._cost(plan.places), plan.places))
         return placed
 
     def _ways(self, plan: Scheduler, *, alone: bool) -> Iterator[Scheduler]:
         """The plan with its next stretch filled in several ways, or in the plain one alone."""
-        if plan.done:
-            yield plan.copy()
-            return
         until = len(plan.places) + self._stretch
         for number in range(1 if alone else WAYS):
             way = plan.copy()
-            way.run(self._variation() if number or self._best else Tuning(), until)
+            way.run(self._variation() if number or self._best else self._plain, until)
             yield way
 
     def _keep(self, found: _Found) -> None:
@@ -136,7 +132,7 @@ class _Search:
             target=1.0 if draw() < 0.5 else 0.75 + 0.25 * draw(),
             share=1.0 if draw() < 0.6 else draw(),
             margin=(-3, 0, 3, 6)[int(4 * draw())],
-            stick=(0, 2, 6)[int(3 * draw())],
+            stick=(0.0, 2.0, 6.0, BEGUN_FIRST)[int(4 * draw())],
             goal=self._bound if draw() < 0.5 else 0,
         )
 

@@ -90,6 +90,8 @@ class _Entry:
             self.out_of_order.append(place)
 
     def violations(self, where: str) -> Iterator[str]:
+        if not self.samples:
+            return  # most of a queue is behind the window
         due = self.due
         for key, count in sorted((Counter(self.samples) - due).items()):
             sample, length, labelled, load = key
@@ -101,6 +103,8 @@ class _Entry:
         for place in self.out_of_order:
             yield f"place {place}: samples of {where} are not in batch order"
 
+
+_LEAST = {"capacity": 1, "stages": 1, "replicas": 1, "segment_load": 0, "place_load": 0}
 
 _Sample = tuple[int, int, int, int]
 """Index, tokens, labelled tokens, load."""
@@ -114,7 +118,7 @@ _Entries = Mapping[tuple[str, str, int], _Entry]
 
 
 def _form(plan: Plan) -> Iterator[str]:
-    for name, least in (("capacity", 1), ("stages", 1), ("replicas", 1), ("segment_load", 0)):
+    for name, least in _LEAST.items():
         value = getattr(plan.limits, name)
         if value < least:
             yield f"{name} is {value}; it must be at least {least}"

@@ -14,6 +14,7 @@ import typer
 
 from lorafusion.bench.settings import Settings, check_packages, parse_against, parse_dropouts
 from lorafusion.cli.bench_kernels import bench_kernels
+from lorafusion.cli.bench_plan import bench_plan
 from lorafusion.errors import TurnError
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.launch.environment import prepare_environment
@@ -30,6 +31,7 @@ def command() -> None:
 
 
 app.command("kernels")(bench_kernels)
+app.command("plan")(bench_plan)
 
 
 class Dtype(StrEnum):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from lorafusion.data.dataset import TokenisedDataset
 from lorafusion.data.load import load_dataset
@@ -54,21 +56,19 @@ class JobData:
     @property
     def longest(self) -> int:
         """Most rows that one sample takes in a microbatch."""
-        return int(max(self.training.lengths.max(), self.held_out.lengths.max())) - 1
+        return int(max(self._rows.rows.max(), self._held_out_rows.rows.max()))
 
     def batch(self, step: int) -> Batch:
         """The global batch of ``step``, for the planner."""
-        return _batch(step, tuple(self.order.batch(step).tolist()), self.training)
+        return self._rows.batch(step, self.order.batch(step))
 
     def eval_batch(self, step: int) -> Batch:
         """All held-out samples, to be evaluated after ``step``."""
-        return _batch(step, self.held_out_indices, self.held_out)
+        return self._held_out_rows.batch(step, np.asarray(self.held_out_indices))
 
     def tokens_from(self, step: int) -> int:
         """Rows of all steps from ``step`` to the last."""
-        lengths = self.training.lengths - 1
-        steps = range(step, self.order.total_steps + 1)
-        return sum(int(lengths[self.order.batch(t)].sum()) for t in steps)
+        return self._tokens_until(self.order.total_steps) - self._tokens_until(step - 1)
 
     def rows(self, kind: PlaceKind, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets (-1 = none) of a sample, each [tokens - 1].
@@ -82,13 +82,49 @@ class JobData:
 
     def trained_tokens(self, step: int) -> int:
         """Denominator of the loss of ``step``: targets in its global batch."""
-        return int(self.training.trained_counts[self.order.batch(step)].sum())
+        return int(self._rows.labelled[self.order.batch(step)].sum())
 
     def tokens(self, step: int) -> int:
         """Real tokens in the global batch of ``step``."""
-        return int(self.training.lengths[self.order.batch(step)].sum())
+        batch = self.order.batch(step)
+        return int(self._rows.rows[batch].sum()) + len(batch)
+
+    @cached_property
+    def _rows(self) -> _Rows:
+        return _Rows.of(self.training)
+
+    @cached_property
+    def _held_out_rows(self) -> _Rows:
+        return self._rows if self.held_out is self.training else _Rows.of(self.held_out)
+
+    def _tokens_until(self, step: int) -> int:
+        """Rows of steps 1 to ``step``."""
+        epochs, rest = divmod(step, self.order.steps_per_epoch)
+        whole = range(1, self.order.steps_per_epoch + 1) if epochs else ()  # all are equally long
+        return epochs * self._tokens_of(whole) + self._tokens_of(range(step - rest + 1, step + 1))
+
+    def _tokens_of(self, steps: Iterable[int]) -> int:
+        return sum(int(self._rows.rows[self.order.batch(t)].sum()) for t in steps)
 
 
-def _batch(step: int, samples: tuple[int, ...], dataset: TokenisedDataset) -> Batch:
-    lengths = dataset.lengths[list(samples)] - 1
-    return Batch(step, samples, tuple(lengths.tolist()))
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows that each sample of a dataset takes, and labelled ones among them, int64 [samples].
+
+    Counted once: over ten thousand samples of 600 tokens it takes 10 ms, and a step needs 16 of
+    them.
+    """
+
+    rows: npt.NDArray[np.int64]
+    labelled: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: TokenisedDataset) -> _Rows:
+        """The last token is no input; all targets are, as the token behind one."""
+        return cls(dataset.lengths - 1, dataset.trained_counts)
+
+    def batch(self, step: int, samples: npt.NDArray[np.int64]) -> Batch:
+        """These samples, for the planner."""
+        rows, labelled = self.rows[samples], self.labelled[samples]
+        columns = [tuple(column.tolist()) for column in (samples, rows, labelled)]
+        return Batch(step, columns[0], columns[1], columns[2])

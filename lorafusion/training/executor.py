@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import torch
 
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.models.stage import Stage
-from lorafusion.planner.plan import Place
+from lorafusion.planner.plan import Place, PlannedSegment
 from lorafusion.training.job import TrainingJob
 from lorafusion.training.microbatch import Microbatch, build_microbatch
 
@@ -63,5 +62,7 @@ class Executor:
 def single_samples(place: Place) -> Iterator[Place]:
     """``place`` cut into one place per sample."""
     for segment in place.segments:
-        for sample, length in zip(segment.samples, segment.lengths, strict=True):
-            yield Place(place.kind, (replace(segment, samples=(sample,), lengths=(length,)),))
+        columns = (segment.samples, segment.lengths, segment.labelled, segment.loads)
+        for sample in zip(*columns, strict=True):
+            one = PlannedSegment(segment.job, segment.step, *((value,) for value in sample))
+            yield Place(place.kind, (one,))

@@ -18,6 +18,7 @@ from lorafusion.training.checkpoint import Checkpoint, Json
 from lorafusion.training.data import JobData
 from lorafusion.training.gradients import GradientSum
 from lorafusion.training.optimizer import JobOptimizer
+from lorafusion.training.queues import adapter_rank, eval_is_due
 from lorafusion.training.schedule import learning_rate
 
 
@@ -106,13 +107,20 @@ class TrainingJob:
 
     def queue(self, *, window: int) -> JobQueue:
         """The job's next ``window`` steps and evals, from where it stands."""
-        empty = JobQueue(self.name, (), {}, self.data.tokens_from(self.step + 1))
+        empty = JobQueue(
+            self.name,
+            (),
+            remaining_load=self.data.tokens_from(self.step + 1),
+            remaining_steps=self.total_steps - self.step,
+            rank=adapter_rank(self.spec),
+        )
         first = {self.step: self.data.eval_batch(self.step)} if self._eval_is_due(self.step) else {}
         return self.refill(empty.extend((), first), window=window)
 
     def refill(self, queue: JobQueue, *, window: int) -> JobQueue:
         """Put later steps behind the queue's, up to ``window`` of them."""
-        last = queue.batches[-1].step if queue.batches else max([self.step, *queue.evals])
+        # Plans run ahead of training, so it is not self.step that says where the queue ends.
+        last = self.total_steps - queue.remaining_steps + len(queue.batches)
         until = min(self.total_steps, last + window - len(queue.batches))
         steps = range(last + 1, until + 1)
         evals = {t: self.data.eval_batch(t) for t in steps if self._eval_is_due(t)}
@@ -196,10 +204,7 @@ class TrainingJob:
             progress.loss_first = loss
 
     def _eval_is_due(self, step: int) -> bool:
-        if not self.data.held_out_indices:
-            return False
-        every = self.spec.eval.every
-        return step in (0, self.total_steps) or (every is not None and step % every == 0)
+        return eval_is_due(self.spec, self.data, step)
 
 
 def _total(losses: Iterable[float]) -> float:

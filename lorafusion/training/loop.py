@@ -1,4 +1,9 @@
-"""The training loop: plan a window, run its places, step each job whose batch is complete."""
+"""The training loop: run a window's places, step each job whose batch is complete.
+
+While a window runs, the next one is planned in another process. What is planned depends on the jobs
+alone, never on how long that takes: where a job leaves inside a window, or before its places in the
+next, that plan is dropped and another is made from where training stands.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorafusion.errors import CheckpointError, LorafusionError, OutputError, StepError
-from lorafusion.planner.packing import plan_window
-from lorafusion.planner.plan import Place, Plan
-from lorafusion.planner.queue import advance
+from lorafusion.errors import CheckpointError, LorafusionError, OutputError, PlanError, StepError
+from lorafusion.planner.ahead import Ahead
+from lorafusion.planner.plan import Limits, Place, Plan
+from lorafusion.planner.queue import JobQueue, advance
 from lorafusion.planner.verify import verify_plan
+from lorafusion.planner.windows import next_window
 from lorafusion.training.events import Events
 from lorafusion.training.executor import Executor
 from lorafusion.training.job import StepResult, TrainingJob
@@ -20,6 +26,9 @@ from lorafusion.training.result import JobResult, JobState
 
 # Places planned ahead. A job completes at most one step a place, so as many steps are enough.
 WINDOW = 64
+
+# Samples placed in search of a plan that training waits for, the first above all: at most 0.1 s.
+EFFORT_AT_ONCE = 6_000
 
 
 @dataclass(frozen=True)
@@ -89,17 +98,45 @@ class TrainingLoop:
         for job in [self._jobs[queue.name] for queue in queues if queue.empty]:
             self._succeed(job)  # resumed from its last step
         self._pause_where_asked(list(self._jobs))
-        while self._jobs and not self._place.should_stop():
-            queues = [
-                self._jobs[queue.name].refill(queue, window=WINDOW)
-                for queue in queues
-                if queue.name in self._jobs
-            ]
-            plan = plan_window(queues, capacity=self._place.capacity, max_places=WINDOW)
-            verify_plan(plan, queues)
-            queues = list(advance(queues, (yield from self._run_window(plan))))
+        with Ahead() as ahead:
+            yield from self._run_windows(queues, ahead)
         for job in list(self._jobs.values()):
             self._pause(job, self._place.should_stop() or "")
+
+    def _run_windows(self, queues: Sequence[JobQueue], ahead: Ahead) -> Generator[None]:
+        limits = Limits(self._place.capacity)
+        while self._jobs and not self._place.should_stop():
+            queues = self._refill(queues)
+            plan = self._next_plan(queues, limits, ahead)
+            behind = self._refill(advance(queues, plan))
+            if not all(queue.empty for queue in behind):
+                ahead.submit(behind, limits, max_places=WINDOW)
+            ran = yield from self._run_window(plan)
+            if ran is plan and all(queue.empty or queue.name in self._jobs for queue in behind):
+                queues = behind
+            else:
+                ahead.discard()
+                queues = advance(queues, ran)
+
+    def _refill(self, queues: Sequence[JobQueue]) -> list[JobQueue]:
+        """The queues of the jobs that are there, each with as many steps as a window may take."""
+        return [
+            self._jobs[queue.name].refill(queue, window=WINDOW)
+            for queue in queues
+            if queue.name in self._jobs
+        ]
+
+    def _next_plan(self, queues: Sequence[JobQueue], limits: Limits, ahead: Ahead) -> Plan:
+        try:
+            if ahead.asked:
+                return ahead.take()
+            plan = next_window(queues, limits, max_places=WINDOW, effort=EFFORT_AT_ONCE)
+            verify_plan(plan, queues)
+            return plan
+        except PlanError as error:
+            for job in [job for job in self._jobs.values() if job.step]:
+                self._pause(job, str(error))  # what is done must not be lost
+            raise
 
     def _run_window(self, plan: Plan) -> Generator[None, None, Plan]:
         """Run ``plan`` until a job leaves or a stop is asked for; returns the part that ran."""

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from lorafusion.errors import PlanError
-from lorafusion.planner.plan import Place, Plan, PlannedSegment
+from lorafusion.planner.plan import Limits, Place, Plan, PlannedSegment
 from lorafusion.planner.queue import Batch, JobQueue, advance
 
 FIRST = Batch(1, (5, 3, 8), (10, 20, 30))
 SECOND = Batch(2, (7,), (40,))
-QUEUE = JobQueue("a", (FIRST, SECOND), {0: Batch(0, (1, 2), (6, 6))}, 1000)
+QUEUE = JobQueue("a", (FIRST, SECOND), {0: Batch(0, (1, 2), (6, 6))}, 1000, 10)
 
 
 def plan(*places: Place, stages: int = 1) -> Plan:
-    return Plan(capacity=64, stages=stages, replicas=1, places=places)
+    return Plan(Limits(64, stages), places)
 
 
 EVAL = Place("eval", (PlannedSegment("a", 0, (1, 2), (6, 6)),), (("a", 0),))
@@ -34,11 +34,23 @@ REST = Place("train", (PlannedSegment("a", 1, (5,), (10,)),), (("a", 1),))
         ((1, (-1,), (3,)), "counted from 0"),
         ((1, (1,), (2.0,)), "Python integers"),
         ((1, (True,), (2,)), "Python integers"),
+        ((1, (1, 2), (3, 4), (1,)), "1 labelled"),
+        ((1, (1, 2), (3, 4), (1, -1)), "labelled tokens are counted from 0"),
+        ((1, (1, 2), (3, 4), (), (1, 2, 3)), "3 loads"),
+        ((1, (1, 2), (3, 4), (), (1, 0)), "a load of at least 1"),
+        ((1, (1, 2), (3, 4), (), (1, 2.5)), "Python integers"),
     ],
 )
 def test_bad_batch(arguments: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Batch(*arguments)
+
+
+def test_labelled_and_loads_are_the_lengths_where_none_are_given() -> None:
+    assert (FIRST.labelled, FIRST.loads, FIRST.load) == ((10, 20, 30),) * 2 + (60,)
+    given = Batch(1, (5, 3), (10, 20), labelled=(0, 2), loads=(7, 8))
+    assert (given.labelled, given.loads, given.load) == ((0, 2), (7, 8), 15)
+    assert given.at([1]) == Batch(1, (3,), (20,), (2,), (8,), started=True)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +65,14 @@ def test_bad_batch(arguments: Any, message: str) -> None:
         ({"evals": {3: Batch(3, (1,), (1,))}}, "may follow steps 0 to 2"),
         ({"batches": (), "evals": {i: Batch(i, (1,), (1,)) for i in (1, 2)}}, "at most one eval"),
         ({"ready_at": -1}, "ready_at"),
-        ({"remaining_tokens": 99}, "at least the 100 tokens"),
+        ({"remaining_load": 99}, "remaining_load is 99; it must be at least the 100"),
+        ({"remaining_steps": 1}, "remaining_steps is 1; it must be at least the 2"),
+        ({"weight": 0}, "weight 0"),
+        ({"weight": float("nan")}, "weight nan"),
+        ({"weight": float("inf")}, "weight inf"),
+        ({"served": -1.0}, "served -1.0"),
+        ({"served": float("nan")}, "served nan"),
+        ({"rank": -1}, "rank -1"),
     ],
 )
 def test_bad_queue_names_the_job(changes: Any, message: str) -> None:
@@ -61,9 +80,45 @@ def test_bad_queue_names_the_job(changes: Any, message: str) -> None:
         replace(QUEUE, **changes)
 
 
+def test_what_remains_is_that_of_the_queue_where_nothing_is_given() -> None:
+    queue = JobQueue("a", (FIRST, SECOND))
+    assert (queue.remaining_load, queue.remaining_steps) == (100, 2)
+    more = queue.extend([Batch(3, (0,), (9,))])
+    assert (more.remaining_load, more.remaining_steps) == (109, 3)
+    assert replace(QUEUE, rank=8).extend([Batch(3, (0,), (9,))]).rank == 8
+
+
 def test_advance_keeps_the_rest_of_a_started_step() -> None:
     (left,) = advance([QUEUE], plan(EVAL, PART))
-    assert left == JobQueue("a", (Batch(1, (5,), (10,), started=True), SECOND), {}, 950)
+    rest = Batch(1, (5,), (10,), started=True)
+    assert left == JobQueue("a", (rest, SECOND), {}, 950, 10, served=64.0)
+
+
+def test_advance_keeps_the_numbers_of_each_sample() -> None:
+    queue = JobQueue("a", (Batch(1, (5, 3, 8), (10, 20, 30), (1, 2, 3), (4, 5, 6)),))
+    taken = PlannedSegment("a", 1, (3,), (20,), (2,), (5,))
+    (left,) = advance([queue], plan(Place("train", (taken,))))
+    assert left.batches == (Batch(1, (5, 8), (10, 30), (1, 3), (4, 6), started=True),)
+    assert left.remaining_load == 10
+
+
+def test_advance_counts_down_loads_and_steps() -> None:
+    first = replace(FIRST, loads=(1, 2, 3))
+    queue = replace(QUEUE, batches=(first, SECOND), rank=16)
+    (left,) = advance([queue], plan(EVAL, PART))
+    assert (left.remaining_load, left.remaining_steps) == (995, 10)
+    (left,) = advance([queue], plan(EVAL, PART, REST))
+    assert (left.remaining_load, left.remaining_steps, left.rank) == (994, 9, 16)
+
+
+def test_advance_counts_up_what_was_served() -> None:
+    """A place of training in full, shared out by load, over each job's weight; an eval not."""
+    queue = replace(QUEUE, weight=4.0, served=7.0)
+    other = JobQueue("b", (Batch(1, (0,), (9,), loads=(150,)),), served=1.0)
+    shared = PlannedSegment("b", 1, (0,), (9,), loads=(150,))
+    places = (EVAL, replace(PART, segments=(*PART.segments, shared), completes=(("b", 1),)), REST)
+    found = {left.name: left.served for left in advance([queue, other], plan(*places))}
+    assert found == {"a": 7.0 + (64 * 50 / 200 + 64) / 4, "b": 1.0 + 64 * 150 / 200}
 
 
 def test_advance_carries_the_distance() -> None:
@@ -78,15 +133,15 @@ def test_advance_carries_the_distance() -> None:
 def test_advance_keeps_an_empty_queue_for_more() -> None:
     last = Place("train", (PlannedSegment("a", 2, (7,), (40,)),), (("a", 2),))
     (left,) = advance([QUEUE], plan(EVAL, PART, REST, last, stages=2))
-    assert left == JobQueue("a", (), {}, 900, ready_at=1)
+    assert left == JobQueue("a", (), {}, 900, 8, ready_at=1, served=3 * 64.0)
     assert left.empty
     more = left.extend([Batch(3, (0,), (9,))], {2: Batch(2, (1,), (6,))})
     assert not more.empty
-    assert (more.remaining_tokens, more.ready_at, sorted(more.evals)) == (900, 1, [2])
+    assert (more.remaining_load, more.ready_at, sorted(more.evals)) == (900, 1, [2])
 
 
 def test_advance_takes_repeated_samples_one_by_one() -> None:
-    queue = JobQueue("a", (Batch(1, (4, 4), (10, 10)),), remaining_tokens=20)
+    queue = JobQueue("a", (Batch(1, (4, 4), (10, 10)),))
     (left,) = advance([queue], plan(Place("train", (PlannedSegment("a", 1, (4,), (10,)),))))
     assert left.batches == (Batch(1, (4,), (10,), started=True),)
 

@@ -81,7 +81,9 @@ def test_stopped_and_resumed_with_other_capacity(
 def test_the_mode_is_needed(jobs: Jobs, tiny_base: Path, tmp_path: Path) -> None:
     """Without it packing does show in the last bits, so the tests above compare something."""
     runs.run(tmp_path / "together", tiny_base, jobs, capacity=5000)
-    runs.run(tmp_path / "alone", tiny_base, jobs[:1], capacity=50)
+    # A step of it then takes several places. In one place, rows that come first in both cases may
+    # be rounded alike, whatever stands behind them: that is up to the machine's GEMM.
+    runs.run(tmp_path / "alone", tiny_base, jobs[:1], capacity=16)
     found, expected = (runs.state(tmp_path / run / "wide") for run in ("together", "alone"))
     assert not all(runs.same_bits(found[name], tensor) for name, tensor in expected.items())
 
