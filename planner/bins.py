@@ -19,12 +19,12 @@ __all__ = ["WORK", "count_bins", "least_bins"]
 
 WORK = 5_000
 """Default limit of a search, in steps of about a microsecond. Of 4,000 steps of 4 to 64 log-normal
-samples it leaves open: none at a capacity of 6144 and medians of 400 to 1200, 0.3% at 4096, and 3%
-at medians of a sixth to a half of the capacity. Ten times the work leaves 0.1% and 1%."""
+samples it leaves open: none at a capacity of 6144 and medians of 400 to 1200, 0.3% at 4096, and
+2-4% at medians of a sixth to a half of the capacity. Ten times the work leaves 0.1% and 1%."""
 
 _COUNTED = range(1, 5)
-"""Samples per bin that the dual feasible functions tell apart; 5 to 16 settle 0.3% more of the
-steps with about 2 samples per bin, and none of the others."""
+"""Samples per bin that the dual feasible functions tell apart; 5 to 16 settle no more than 0.7% of
+the steps with about two samples per bin, and next to none of the others."""
 
 
 def count_bins(

@@ -6,7 +6,7 @@ behind it, so no move inside it breaks the order. Evals stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafusion.planner.chain import Chain, Entry
@@ -49,6 +49,13 @@ class Stay:
         return max(self.at)
 
     @property
+    def where(self) -> Iterator[tuple[Stay, int, Sequence[int]]]:
+        """All steps and evals, with each place they stand in, and what of them stands there."""
+        for stays in self.stays:
+            for stay in stays:
+                for place, positions in stay.at.items():
+                    yield stay, place, positions
+
     def movable(self) -> bool:
         """Whether its samples may move."""
         return self.entry.kind == "train"
@@ -90,6 +97,13 @@ class Board:
             stay = Stay(job, index, entry, at, order)
             self.stays[job].append(stay)
             self._add(stay)
+
+    def where(self) -> Iterator[tuple[Stay, int, Sequence[int]]]:
+        """All steps and evals, with each place they stand in, and what of them stands there."""
+        for stays in self.stays:
+            for stay in stays:
+                for place, positions in stay.at.items():
+                    yield stay, place, positions
 
     def movable(self) -> list[Stay]:
         """Steps that may move, in the order in which they begin."""

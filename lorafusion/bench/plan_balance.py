@@ -37,6 +37,7 @@ def study() -> dict[str, Any]:
     return {
         "capacity_tokens": LONG.capacity_tokens,
         "longest": LONG.longest,
+        "jobs": len(LONG.jobs),
         "places_a_stage": PLACES,
         "runs": [compare(base, stages, PLACES * stages) for base, stages in RUNS],
     }
@@ -86,7 +87,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         for way, found in run["ways"].items()
     ]
     about = (
-        f"simulated; samples of up to {result['longest']:,} tokens, microbatches of "
+        f"simulated; {result['jobs']} jobs, samples of up to {result['longest']:,} tokens, "
+        "microbatches of "
         f"{result['capacity_tokens']:,}"
     )
     return "\n".join([measured_on(result, about), "", *table(head, lines, left=2)])

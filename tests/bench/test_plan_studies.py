@@ -114,7 +114,7 @@ def test_balanced_by_time_is_at_least_twice_as_even() -> None:
 
 
 def settings() -> dict[str, Any]:
-    return {"longest": LONG.longest, "capacity_tokens": LONG.capacity_tokens}
+    return {"longest": LONG.longest, "capacity_tokens": LONG.capacity_tokens, "jobs": 8}
 
 
 @pytest.mark.slow
