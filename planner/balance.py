@@ -123,7 +123,7 @@ class _Balancer:
         loads = self._board.loads
         most = max(loads[place] for stay in stays for place in stay.at)
         least = min(stay.entry.loads[0] for stay in stays)
-        return min(loads[place] for place in places) >= most - least
+        return min((loads[place] for place in places), default=most) >= most - least
 
     def _share(self, stay: Stay) -> bool:
         behind = self._board.next(stay)

@@ -49,13 +49,6 @@ class Stay:
         return max(self.at)
 
     @property
-    def where(self) -> Iterator[tuple[Stay, int, Sequence[int]]]:
-        """All steps and evals, with each place they stand in, and what of them stands there."""
-        for stays in self.stays:
-            for stay in stays:
-                for place, positions in stay.at.items():
-                    yield stay, place, positions
-
     def movable(self) -> bool:
         """Whether its samples may move."""
         return self.entry.kind == "train"
