@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from lorafusion.planner.balance import balance, draft_loads, pace
 from lorafusion.planner.chain import Chain, make_chains
 from lorafusion.planner.draft import DraftPlace, to_plan
+from lorafusion.planner.exact import improve, worth_it
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.schedule import BEGUN_FIRST, Scheduler, Tuning
@@ -47,7 +48,12 @@ SWEEPS = 24
 
 
 def plan_run(
-    queues: Sequence[JobQueue], limits: Limits, *, effort: int = EFFORT, seed: int = SEED
+    queues: Sequence[JobQueue],
+    limits: Limits,
+    *,
+    effort: int = EFFORT,
+    seed: int = SEED,
+    exact: float = 0.0,
 ) -> Plan:
     """Plan everything that ``queues`` hold, for the earliest end of them all.
 
@@ -56,6 +62,8 @@ def plan_run(
         limits: What the plan is made for.
         effort: Samples to place over all ways; one plan is made in any case.
         seed: Of the variations.
+        exact: Deterministic seconds of CP-SAT, see :mod:`lorafusion.planner.exact`; it is asked
+            only where it is likely to gain something.
 
     Raises:
         PlanError: As :func:`lorafusion.planner.chain.check_queues`.
@@ -63,7 +71,10 @@ def plan_run(
     chains = make_chains(queues, limits)
     search = _Search(chains, limits, seed)
     search.run(effort)
-    return to_plan(search.result(), chains, limits)
+    draft = search.result()
+    if exact > 0 and worth_it(draft, chains, limits):
+        draft = improve(draft, chains, limits, budget=exact)
+    return to_plan(draft, chains, limits)
 
 
 @dataclass(frozen=True, slots=True)

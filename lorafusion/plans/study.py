@@ -46,6 +46,8 @@ class Wish:
         recompute: Whether each layer's forward is repeated in the backward.
         targets: The linears that have adapters.
         compare: Whether other schedules are simulated beside.
+        exact_s: Deterministic seconds of CP-SAT, where it is likely to gain something; 0 for none.
+            One takes 2 to 5 seconds.
     """
 
     device: DeviceProfile
@@ -55,6 +57,7 @@ class Wish:
     recompute: bool = False
     targets: tuple[str, ...] | str = "all-linear"
     compare: bool = True
+    exact_s: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def study(
     loaded = [measured(queue, choice.measure) for queue in queues]
     limits = choice.measure.limits(wish.replicas)
     status("planning")
-    plan = plan_run(loaded, limits)
+    plan = plan_run(loaded, limits, exact=wish.exact_s)
     verify_plan(plan, loaded)
     status("simulating")
     simulation = simulate(

@@ -58,3 +58,15 @@ def test_samples_are_spread_where_the_places_are_given() -> None:
 def test_nothing_to_plan() -> None:
     assert plan_run([], Limits(8)).places == ()
     assert plan_run([JobQueue("a", ())], Limits(8)).places == ()
+
+
+def test_cp_sat_evens_out_what_idles_and_is_not_asked_where_nothing_does() -> None:
+    case = Case.read(CASES / "two_jobs.json")
+    without, improved = (
+        plan_run(case.queues(), case.limits(), effort=1, exact=exact) for exact in (0.0, 0.2)
+    )
+    verify_plan(improved, case.queues())
+    assert (len(improved.places), paced(improved)) < (len(without.places), paced(without))
+    full = Case.read(CASES / "lognormal_1.json")
+    plans = [plan_run(full.queues(), full.limits(), exact=exact) for exact in (0.0, 0.2)]
+    assert plans[0] == plans[1]
