@@ -1,9 +1,10 @@
 """Improve a plan with CP-SAT, window by window, off the critical path.
 
 First *fewer places*: what stands behind the place where it would have to end in a plan of one place
-less is late; windows are solved for the least lateness until nothing is late. Then *evenness* at
-that number of places: windows are solved for the least pace, as :mod:`lorafusion.planner.balance`
-does by single moves, but with all steps of a window at once.
+less is late; windows are solved for the least lateness until nothing is late. A plan that is slower
+for it is dropped: one place less cost real_batch_of_one_s4 13% of its predicted time. Then
+*evenness* at that number of places: windows are solved for the least pace, as
+:mod:`lorafusion.planner.balance` does by single moves, but with all steps of a window at once.
 
 All limits are in the solver's deterministic seconds, with one worker and a fixed seed: the same
 draft and budget give the same plan on any machine that has the same version of OR-tools.
@@ -54,7 +55,7 @@ SHARE = 0.3
 def improve(
     draft: Draft, chains: Sequence[Chain], limits: Limits, *, budget: float
 ) -> list[DraftPlace]:
-    """The draft with fewer places, or as many and a lower pace, where that is found.
+    """The draft with fewer places or a lower pace and neither of them higher, where that is found.
 
     Args:
         draft: A valid one.
@@ -71,6 +72,10 @@ def improve(
     solver.left += budget * (1 - SHARE)
     if len(fewer) < len(draft):
         fewer = balance(fewer, chains, limits, sweeps=24)
+        before, after = (
+            pace(draft_loads(found, chains, limits), limits.distance) for found in (draft, fewer)
+        )
+        fewer = fewer if after <= before else list(draft)
     # At a distance of 1 the pace is the load, which no move changes.
     return _evener(fewer, chains, limits, solver) if limits.distance > 1 else fewer
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from random import Random
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafusion.planner.balance import balance, draft_loads, pace
@@ -34,6 +38,17 @@ def at(*places: dict[int, tuple[int, ...]]) -> Draft:
     return [DraftPlace("train" if taken else "noop", taken) for taken in places]
 
 
+@st.composite
+def planned(draw: st.DrawFn) -> tuple[tuple[JobQueue, ...], Limits]:
+    """Queues of which one may be alone, and limits of which any may be more than nothing."""
+    allowed = replace(draw(limits()), place_load=draw(st.sampled_from((0, 0, 1, 9))))
+    queues = draw(job_queues())
+    if draw(st.booleans()):
+        whole = allowed.capacity - allowed.segment_load
+        queues += (job("alone", *[[whole]] * draw(st.integers(1, 3))),)
+    return queues, allowed
+
+
 def balanced_loads(draft: Draft, queues: Sequence[JobQueue], limits: Limits) -> list[int]:
     chains = make_chains(queues, limits)
     verify_plan(to_plan(draft, chains, limits), queues)
@@ -43,10 +58,11 @@ def balanced_loads(draft: Draft, queues: Sequence[JobQueue], limits: Limits) -> 
 
 
 @settings(deadline=None, max_examples=200)
-@given(job_queues(), limits(), st.integers(0, 9), st.one_of(st.none(), st.integers(1, 20)))
+@given(planned(), st.integers(0, 9), st.one_of(st.none(), st.integers(1, 20)))
 def test_a_balanced_draft_is_valid_as_long_and_no_slower(
-    queues: tuple[JobQueue, ...], limits: Limits, sweeps: int, max_places: int | None
+    given: tuple[tuple[JobQueue, ...], Limits], sweeps: int, max_places: int | None
 ) -> None:
+    queues, limits = given
     chains = make_chains(queues, limits)
     scheduler = Scheduler(chains, limits)
     scheduler.run(Tuning(), max_places)
@@ -54,9 +70,11 @@ def test_a_balanced_draft_is_valid_as_long_and_no_slower(
     before_plan, plan = (to_plan(draft, chains, limits) for draft in (scheduler.places, after))
     verify_plan(plan, queues)
     assert len(plan.places) == len(before_plan.places)
-    loads = [place.load(limits) for place in plan.places]
+    before, loads = (
+        [place.load(limits) + limits.place_load * bool(place.segments) for place in found.places]
+        for found in (before_plan, plan)
+    )
     assert loads == draft_loads(after, chains, limits)
-    before = [place.load(limits) for place in before_plan.places]
     assert pace(loads, limits.distance) <= pace(before, limits.distance)
     # Evals stay, and what comes in the next window waits no longer.
     for old, new in zip(before_plan.places, plan.places, strict=True):
@@ -68,10 +86,11 @@ def test_a_balanced_draft_is_valid_as_long_and_no_slower(
 
 
 @settings(deadline=None, max_examples=100)
-@given(job_queues(), limits(), st.integers(0, 3000))
+@given(planned(), st.integers(0, 3000))
 def test_work_is_limited_and_the_same_work_gives_the_same_draft(
-    queues: tuple[JobQueue, ...], limits: Limits, work: int
+    given: tuple[tuple[JobQueue, ...], Limits], work: int
 ) -> None:
+    queues, limits = given
     chains = make_chains(queues, limits)
     scheduler = Scheduler(chains, limits)
     scheduler.run(Tuning())
@@ -139,19 +158,22 @@ def test_evals_stay_and_no_sample_joins_them() -> None:
     assert balanced_loads(draft, queues, Limits(8, 2)) == [3, 0, 1, 3, 3]
 
 
-def test_nothing_joins_a_job_that_is_alone() -> None:
-    """The first job fills its places whatever it does; the second spreads over the others."""
-    queues = [job("full", [8], [8]), job("b", [3, 3])]
-    limits = Limits(8, 2)
-    assert [chain.alone for chain in make_chains(queues, limits)] == [True, False]
-    draft = at({0: (0,)}, {1: (0, 1)}, {0: (0,)}, {})
-    assert balanced_loads(draft, queues, limits) == [8, 6, 8, 0]  # no place for it that is free
-
-    queues = [job("alone", [7], [7]), job("b", [1, 1])]
-    limits = Limits(8, 2, segment_load=1)
-    assert [chain.alone for chain in make_chains(queues, limits)] == [True, False]
-    draft = at({0: (0,)}, {1: (0, 1)}, {0: (0,)})
-    assert balanced_loads(draft, queues, limits) == [8, 3, 8]
+@pytest.mark.parametrize(("steps", "alone"), [(7, True), (2, False)])
+def test_nothing_joins_a_job_that_is_alone(steps: int, alone: bool) -> None:
+    """The last place of "full" has room for two samples of "b", which would make it more even."""
+    limits = Limits(9, 2, segment_load=1)
+    ready = 2 * steps
+    full = job("full", *[[8]] * steps, [2])
+    queues = [full, job("b", [2, 2, 2, 2], [1], ready_at=ready)]
+    chains = make_chains(queues, limits)
+    assert [found.alone for found in chains] == [alone, False]
+    behind = at({0: (0,)}, {1: (0, 1, 2, 3)}, {}, {1: (0,)})
+    draft = [*at(*[{0: (0,)}, {}] * steps), *behind]
+    balanced_loads(draft, queues, limits)  # verified: nothing shares its places
+    board, last = Board(draft, chains, limits), ready + 3
+    everywhere = [ready, ready + 1, ready + 2, ready + 3]
+    assert board.open_places(0, ready, last) == (everywhere[0::2] if alone else everywhere)
+    assert board.open_places(1, ready, last) == (everywhere[1:] if alone else everywhere)
 
 
 def test_two_steps_share_the_places_between_them_anew() -> None:
@@ -218,19 +240,20 @@ def test_two_steps_of_a_job_may_change_places() -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(job_queues(), limits(), st.integers(1, 12))
-def test_a_board_gives_back_its_draft(
-    queues: tuple[JobQueue, ...], limits: Limits, max_places: int
+@given(planned(), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_a_board_keeps_count(
+    given: tuple[tuple[JobQueue, ...], Limits], max_places: int, random: Random
 ) -> None:
+    queues, limits = given
     chains = make_chains(queues, limits)
     scheduler = Scheduler(chains, limits)
     scheduler.run(Tuning(), max_places)
-    assume(scheduler.places)
     board = Board(scheduler.places, chains, limits)
     assert board.draft() == scheduler.places
-    assert board.loads == draft_loads(scheduler.places, chains, limits)
     for stay in board.movable():
         assert board.first_allowed(stay) <= stay.first <= stay.last <= board.last_allowed(stay)
-        assert sorted(position for taken in stay.at.values() for position in taken) == sorted(
-            stay.order
-        )
+        assert Counter(chain.from_iterable(stay.at.values())) == Counter(stay.order)
+        places = board.open_places(stay.job, stay.first, stay.last)
+        assert set(stay.at) <= set(places)
+        board.put((stay, {random.choice(places): stay.order}))
+    assert board.loads == draft_loads(board.draft(), chains, limits)

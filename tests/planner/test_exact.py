@@ -67,7 +67,8 @@ def test_an_improved_draft_is_valid_and_never_worse(
     better = improve(draft, chains, limits, budget=0.1)
     before, plan = to_plan(draft, chains, limits), to_plan(better, chains, limits)
     verify_plan(plan, queues)
-    assert cost(better, chains, limits) <= cost(draft, chains, limits)
+    places, paced = cost(draft, chains, limits)
+    assert len(better) <= places and cost(better, chains, limits)[1] <= paced
     assert improve(draft, chains, limits, budget=0.1) == better
     # Evals stay, and what comes in the next window waits no longer.
     for index, place in enumerate(before.places):
@@ -202,6 +203,15 @@ def test_a_place_is_saved_only_where_the_order_lets_it() -> None:
     better = improve(draft, chains, limits, budget=0.5)
     verify_plan(to_plan(better, chains, limits), queues)
     assert len(better) == 3
+
+
+def test_a_place_is_not_saved_where_that_is_slower() -> None:
+    """Two places of 10 take five runs of 10, four places of 5 seven runs of 5."""
+    queue = job("a", [5, 5, 5, 5])
+    limits = Limits(10, 4)
+    chains = make_chains([queue], limits)
+    draft = at(*({0: (position,)} for position in range(4)))
+    assert cost(improve(draft, chains, limits, budget=0.3), chains, limits) == (4, 35)
 
 
 def test_an_eval_at_the_end_keeps_the_places() -> None:
