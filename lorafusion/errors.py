@@ -83,6 +83,14 @@ class StepError(LorafusionError, ArithmeticError):
     """A job's optimizer step cannot be computed, or has left weights that are not finite."""
 
 
+class LaunchError(LorafusionError, RuntimeError):
+    """The processes of a run do not fit together, or cannot be started or reached."""
+
+
+class LostRankError(LaunchError, ConnectionError):
+    """A process of the run is gone, or does not answer any more."""
+
+
 class FetchError(LorafusionError, RuntimeError):
     """Weights or data could not be fetched."""
 

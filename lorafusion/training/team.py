@@ -1,0 +1,130 @@
+"""Who trains together: the ranks of a pipeline, one stage each, and how they reach one another.
+
+Training knows these protocols alone. :mod:`lorafusion.launch` gives links over
+``torch.distributed``; a run in one process has a team of one, without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+
+Message: TypeAlias = Mapping[str, Any]
+"""Goes to JSON and back."""
+
+SpanKind = Literal["forward", "backward", "step", "send", "wait"]
+
+
+class Receipt(Protocol):
+    """A message that is on its way."""
+
+    def wait(self) -> torch.Tensor:
+        """Its bytes, uint8 [size]; waits until they are here.
+
+        Raises:
+            LostRankError: The sender is gone.
+        """
+        ...
+
+
+class Link(Protocol):
+    """To and from one neighbour. Messages of each direction arrive in the order they were sent."""
+
+    def send(self, message: torch.Tensor) -> None:
+        """Send uint8 [size] and return at once. The caller must not write to it any more.
+
+        Raises:
+            LostRankError: The neighbour is gone.
+        """
+        ...
+
+    def receive(self, size: int) -> Receipt:
+        """Get ready for the next message, of ``size`` bytes, which may be sent much later."""
+        ...
+
+
+class Post(Protocol):
+    """Small messages between rank 0 and the others, beside the data. For one thread."""
+
+    def publish(self, message: Message) -> None:
+        """Rank 0 alone: give all others a message; returns when each has confirmed its hash.
+
+        Raises:
+            LostRankError: A rank is gone.
+        """
+        ...
+
+    def report(self, message: Message) -> None:
+        """Send rank 0 a message (rank 0: to itself) and return at once."""
+        ...
+
+    def poll(self) -> Sequence[tuple[int, Message]]:
+        """What has arrived since the last call, with the senders' ranks; does not wait.
+
+        Raises:
+            LostRankError: A rank is gone.
+        """
+        ...
+
+    def wait(self) -> tuple[int, Message]:
+        """The next message; waits for it.
+
+        Raises:
+            LostRankError: A rank is gone.
+        """
+        ...
+
+
+class Recorder(Protocol):
+    """Told what a rank is doing."""
+
+    def span(self, kind: SpanKind, place: int, name: str) -> AbstractContextManager[None]:
+        """Covers the time that ``kind`` takes at a place of the run.
+
+        Args:
+            kind: What is done. ``wait``: for a neighbour, or for rank 0's plan.
+            place: Number of the place, counted over the whole run from 0.
+            name: What is in it, such as ``a#3+b#7``; for a wait what is waited for.
+        """
+        ...
+
+    def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
+        """These samples' gradients are in the step that was just applied."""
+        ...
+
+
+@dataclass(frozen=True)
+class Team:
+    """One rank's view of the pipeline.
+
+    Attributes:
+        stage: From 0; the rank.
+        stages: How many.
+        device: Where this stage computes.
+        post: Messages beside the data.
+        recorder: Told what is being done.
+        up: To the stage before, None on the first.
+        down: To the stage after, None on the last.
+    """
+
+    stage: int
+    stages: int
+    device: torch.device
+    post: Post
+    recorder: Recorder
+    up: Link | None = None
+    down: Link | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank embeds, plans and speaks to the user."""
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this rank computes losses."""
+        return self.stage == self.stages - 1
