@@ -84,21 +84,27 @@ class ResidentAdapter:
 class AdapterBank:
     """Slots over one base. Linears are wrapped when the first adapter wants them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """``model`` keeps its weights; targeted linears get a wrapper around them."""
+    def __init__(self, model: nn.Module, names: ModuleNames | None = None) -> None:
+        """``model`` keeps its weights; targeted linears get a wrapper around them.
+
+        Args:
+            model: The base, or the part of it that is here.
+            names: Those of the whole base, where ``model`` is a part of it.
+        """
         self._model = model
-        self._names = module_names(model)
-        self._linears = {name: model.get_submodule(name) for name in self._names.linears}
+        self._names = names or module_names(model)
+        here = dict(model.named_modules())
+        self._linears = {name: here[name] for name in self._names.linears if name in here}
         self._residents: dict[int, ResidentAdapter] = {}
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Full names of all linears that may be adapted."""
-        return self._names.linears
+        """Full names of the linears that may be adapted, and are here."""
+        return tuple(self._linears)
 
     @property
     def linears_and_head(self) -> tuple[str, ...]:
-        """Full names of all linears, which an exported list of targets must tell apart."""
+        """Full names of all linears of the base, which an exported list of targets tells apart."""
         return (*self._names.linears, *([self._names.head] if self._names.head else []))
 
     @property

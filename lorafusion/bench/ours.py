@@ -23,7 +23,7 @@ from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.local import StopRequest, run_local
 from lorafusion.training.events import Events
 from lorafusion.training.job import StepResult
-from lorafusion.training.run import peak_rss_mb
+from lorafusion.training.memory import peak_rss_mb
 
 
 class Report(Events):

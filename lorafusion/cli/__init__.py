@@ -48,7 +48,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except LorafusionError as error:
-            _show(error)
+            show_error(error)
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
@@ -123,7 +123,8 @@ def _log_to_stderr(level: int) -> None:
     logger.setLevel(level)
 
 
-def _show(error: LorafusionError) -> None:
+def show_error(error: LorafusionError) -> None:
+    """Print what is wrong on stderr."""
     if not isinstance(error, JobFileError):
         typer.secho(f"error: {error}", err=True, fg="red")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,17 +11,20 @@ import typer
 
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.jobs.loading import read_run_file
+from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.environment import prepare_environment
+from lorafusion.launch.worker import HANG_TIMEOUT_S, RankOptions, output_folder
 
 if TYPE_CHECKING:
-    from lorafusion.launch.local import Existing, StopRequest
+    from lorafusion.launch.stopping import Existing, StopRequest
+    from lorafusion.training.events import Events
     from lorafusion.training.result import RunResult
 
 SOME_FAILED = 1
 _STOPPED = 128  # plus the signal's number, as shells count
 
 
-def command(
+def command(  # noqa: PLR0913 - one argument an option
     file: Annotated[Path, typer.Argument(help="The job file (YAML).")],
     output: Annotated[
         Path | None,
@@ -40,44 +44,127 @@ def command(
     show_generation: Annotated[
         bool, typer.Option(help="Answer a held-out prompt of each job before and after.")
     ] = False,
+    stages: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Cut the base into pipeline stages, a process of this machine each."
+        ),
+    ] = 1,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With stages: how often to go on when a process is lost or hangs."
+        ),
+    ] = 0,
+    hang_timeout: Annotated[
+        float,
+        typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
+    ] = HANG_TIMEOUT_S,
 ) -> None:
     """Train all jobs of a job file at once over one frozen base.
 
-    Exit code: 0 all jobs succeeded, 1 some failed, 2 bad input, 130 or 143 stopped by SIGINT or
-    SIGTERM with all state saved.
+    Exit code: 0 all jobs succeeded, 1 some failed or a process was lost, 2 bad input, 130 or 143
+    stopped by SIGINT or SIGTERM with all state saved.
     """
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other: give one of them.")
+    existing = existing_results(resume=resume, overwrite=overwrite)
     run = read_run_file(file)
+    spec = run.valid()
+    if stages > 1:
+        if show_generation:
+            raise typer.BadParameter(
+                "--show-generation needs the whole base in one process, which --stages cuts up. "
+                "Leave one of them out; `lorafusion generate` answers with the finished adapters."
+            )
+        from lorafusion.launch.launcher import launch_here
+
+        options = RankOptions(file, stages, output, existing, hang_timeout_s=hang_timeout)
+        arguments = _rank_arguments(options, as_json=as_json)
+        raise typer.Exit(launch_here(arguments, stages=stages, max_restarts=max_restarts))
     for note in run.notes:
         typer.echo(f"note: {note}", err=as_json)
-    spec = run.valid()
-    folder = output or Path(spec.output_dir or Path("runs", file.stem))
     prepare_environment()
     # Importing torch and transformers takes seconds: not before the file is known to be good.
-    from lorafusion.cli.closing import show_result
-    from lorafusion.cli.display import make_console, watch
-    from lorafusion.launch.local import StopRequest, run_local
+    from lorafusion.launch.local import run_local
+    from lorafusion.launch.stopping import StopRequest
 
-    quiet_transformers()
-    console = make_console(stderr=as_json)
     stop = StopRequest()
-    existing: Existing = "resume" if resume else "overwrite" if overwrite else "refuse"
-    with watch([job.name for job in spec.jobs], console) as board:
-        result = run_local(
+
+    def train(events: Events) -> RunResult:
+        return run_local(
             spec,
-            output=folder,
-            events=board,
+            output=output_folder(file, spec, output),
+            events=events,
             stop=stop,
             existing=existing,
             generations=show_generation,
         )
+
+    code = show_run(spec, train, stop, as_json=as_json, resume=resume_command(file, output))
+    raise typer.Exit(code)
+
+
+def existing_results(*, resume: bool, overwrite: bool) -> Existing:
+    """What the two options ask for.
+
+    Raises:
+        BadParameter: Both are given.
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other: give one of them.")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+def show_run(
+    spec: RunSpec,
+    train: Callable[[Events], RunResult],
+    stop: StopRequest,
+    *,
+    as_json: bool,
+    resume: str,
+) -> int:
+    """Train, and show how the jobs fare and what came of them.
+
+    Args:
+        spec: The run.
+        train: Trains it; to be given who watches.
+        stop: Says whether a signal has ended the run.
+        as_json: Print one JSON object at the end, the rest on stderr.
+        resume: The command that goes on with paused jobs.
+
+    Returns:
+        What to exit with.
+    """
+    from lorafusion.cli.closing import show_result
+    from lorafusion.cli.display import make_console, watch
+
+    quiet_transformers()
+    console = make_console(stderr=as_json)
+    with watch([job.name for job in spec.jobs], console) as board:
+        result = train(board)
     show_result(console, result, board.rows)
     if any(job.state == "paused" for job in result.jobs):
-        console.print(f"to go on: {_resume_command(file, output)}", soft_wrap=True)
+        console.print(f"to go on: {resume}", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), allow_nan=False))
-    raise typer.Exit(_exit_code(result, stop))
+    return _exit_code(result, stop)
+
+
+def resume_command(file: Path, output: Path | None, stages: int = 1) -> str:
+    """The command that goes on with a run."""
+    folder = "" if output is None else f" --output {output}"
+    cut = "" if stages == 1 else f" --stages {stages}"
+    return f"lorafusion train {file}{folder}{cut} --resume"
+
+
+def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
+    """Of Python, for one rank: see :mod:`lorafusion.cli.rank`."""
+    arguments = ["-m", "lorafusion.launch", str(options.file), "--stages", str(options.stages)]
+    arguments += ["--hang-timeout", str(options.hang_timeout_s)]
+    if options.output is not None:
+        arguments += ["--output", str(options.output)]
+    if options.existing != "refuse":
+        arguments.append(f"--{options.existing}")
+    return [*arguments, "--json"] if as_json else arguments
 
 
 def _exit_code(result: RunResult, stop: StopRequest) -> int:
@@ -85,8 +172,3 @@ def _exit_code(result: RunResult, stop: StopRequest) -> int:
     if stop.signal is not None and "paused" in states:
         return _STOPPED + stop.signal
     return SOME_FAILED if "failed" in states else 0
-
-
-def _resume_command(file: Path, output: Path | None) -> str:
-    folder = "" if output is None else f" --output {output}"
-    return f"lorafusion train {file}{folder} --resume"

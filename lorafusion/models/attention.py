@@ -50,6 +50,13 @@ class AttentionRules(NamedTuple):
         return self.softcap is not None or self.sinks is not None
 
 
+def register() -> None:
+    """Let transformers' models choose packed attention by ``NAME``. Again does nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
 def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: torch.Tensor,

@@ -27,35 +27,46 @@ _LENGTHS = (13, 5, 8)
 _WINDOW = 4
 
 Packed = Callable[[list[torch.Tensor]], torch.Tensor]
+Opened = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.no_grad()
-def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
+def check_stage(
+    base: Base, packed: Packed, opened: Opened, head: Head | None, *, name: str
+) -> None:
     """Packed samples must give the logits that the model's own forward gives each alone.
 
     Sliding windows are made shorter than the samples for the length of the check, so that they
-    bind, whatever they are in the base.
+    bind, whatever they are in the base. A part of a base is compared with the model that has its
+    layers alone; what it is given and gives is then a hidden state instead of tokens and logits.
 
     Args:
         base: Its model's attention is put back to its own meanwhile.
         packed: Samples -> their final hidden states [T, D], one after the other.
-        head: From these to logits.
+        opened: A hidden state that is given to the model -> what its first layer gets of it.
+        head: From these to logits; None where it is not here.
         name: Of the packed attention.
 
     Raises:
         ModelError: The logits differ.
     """
-    samples = _samples(base, head)
+    samples = _samples(base)
     with _short_windows(base.model):
         base.model.set_attn_implementation(base.attention)
-        states, expected = _alone(base.model, samples)
+        states, expected = _alone(base, samples)
         base.model.set_attn_implementation(name)
-        together = packed(samples)
-        apart = torch.cat([packed([sample]) for sample in samples])
-    error = _error(head.logits(states), expected)
-    if not error <= _HEAD[base.dtype]:
-        raise _unfit(base, error, "makes other logits of its final hidden state than its config")
-    error = _error_of_most_rows(head.logits(apart), expected)
+        entering = samples if base.part.first else [opened(sample) for sample in samples]
+        together = packed(entering)
+        apart = torch.cat([packed([sample]) for sample in entering])
+    found = apart
+    if head is not None and base.part.last:
+        found = head.logits(apart)
+        error = _error(head.logits(states), expected)
+        if not error <= _HEAD[base.dtype]:
+            raise _unfit(
+                base, error, "makes other logits of its final hidden state than its config"
+            )
+    error = _error_of_most_rows(found, expected)
     if not error <= _LAYERS[base.dtype]:
         raise _unfit(base, error, "gives other logits when its layers are called one by one")
     error = _error(together, apart)
@@ -63,16 +74,29 @@ def check_stage(base: Base, packed: Packed, head: Head, *, name: str) -> None:
         raise _unfit(base, error, "gives other results when samples are packed side by side")
 
 
-def _samples(base: Base, head: Head) -> list[torch.Tensor]:
+def _samples(base: Base) -> list[torch.Tensor]:
+    """Tokens [T] each; of a part without an embedding, hidden states [T, D]."""
+    config: Any = base.model.config.get_text_config()
     limit = longest_sample(base.model.config) or max(_LENGTHS)
     lengths = [min(length, limit) for length in _LENGTHS]
-    rows = torch.arange(sum(lengths), device=head.weight_VD.device)
-    # A prime step spreads the tokens over the vocabulary, whose first ones are often special.
-    return list(((rows * 7919 + 3) % head.weight_VD.shape[0]).split(lengths))
+    if base.part.first:
+        rows = torch.arange(sum(lengths), device=base.model.device)
+        # A prime step spreads the tokens over the vocabulary, whose first ones are often special.
+        return list(((rows * 7919 + 3) % config.vocab_size).split(lengths))
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(sum(lengths), config.hidden_size, generator=generator)
+    return list(states.to(base.model.device, base.dtype).split(lengths))
 
 
-def _alone(model: Any, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _alone(base: Base, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the model's own head takes and what the model returns, each sample by itself."""
+    model: Any = base.model
+    entering = "input_ids" if base.part.first else "inputs_embeds"
+    calls = [{entering: sample[None], "use_cache": False} for sample in samples]
+    if not base.part.last:
+        decoder = model.get_decoder()
+        found = torch.cat([decoder(**call).last_hidden_state[0] for call in calls])
+        return found, found
     states: list[torch.Tensor] = []
 
     def note(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
@@ -80,7 +104,7 @@ def _alone(model: Any, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch
 
     hook = model.get_output_embeddings().register_forward_pre_hook(note)
     try:
-        logits = [model(input_ids=s[None], use_cache=False).logits[0] for s in samples]
+        logits = [model(**call).logits[0] for call in calls]
     finally:
         hook.remove()
     return torch.cat(states), torch.cat(logits)

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from lorafusion.errors import ModelError
+from lorafusion.models.part import Part
+from lorafusion.models.prune import find_layers
 
 
 class LayerCall(NamedTuple):
@@ -37,46 +39,52 @@ class Opening(NamedTuple):
 class Decoder:
     """The decoder of a causal LM: :meth:`open`, then the layers one by one, then :meth:`close`."""
 
-    def __init__(self, decoder: nn.Module, layers: int) -> None:
+    def __init__(self, decoder: nn.Module, part: Part, width: int) -> None:
         """Learn the parts, with packed attention already chosen.
 
         Args:
             decoder: A model of transformers without its head.
-            layers: How many it has, by its config.
+            part: Which of its layers are here.
+            width: Columns D of the hidden state.
 
         Raises:
             ModelError: It has no such list of layers, makes masks of its own, or does something
                 between its layers.
         """
         self._decoder = decoder
-        self._name = self._find_layers(layers)
+        self._part = part
+        self._name = self._find_layers(part.total)
         self._tail: tuple[str, ...] = ()
         self._skipped: tuple[str, ...] = ()
-        self._learn()
+        self._learn(width)
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers, in order."""
+        """The layers, in order; where another stage has one, what stands for it."""
         return getattr(self._decoder, self._name)
 
-    def open(self, tokens_T: torch.Tensor, positions_T: torch.Tensor) -> Opening:
+    def open(self, entering: torch.Tensor, positions_T: torch.Tensor) -> Opening:
         """Embed, and prepare every layer's arguments, without running a layer.
 
         Args:
-            tokens_T: int64 [T].
+            entering: int64 [T], the tokens; where the embedding is not here, a hidden state [T, D].
+                What becomes of that is of no use: it comes from a layer, not from an embedding.
             positions_T: int64 [T], each row's position in its sample.
         """
-        recorders, _ = self._record(tokens_T, positions_T, [])
+        recorders, _ = self._record(entering, positions_T, [])
         return Opening(recorders[0].hidden, [recorder.call for recorder in recorders])
 
     def close(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[1, T, D] after the last layer -> what the head takes, by the final norm."""
+        """[1, T, D] after the last layer -> what the head takes, by the final norm.
+
+        Where the last layer is not here, the hidden state as it is.
+        """
         for name in self._tail:
             hidden = getattr(self._decoder, name)(hidden)
         return hidden
 
     def _record(
-        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, called: list[str]
+        self, entering: torch.Tensor, positions_T: torch.Tensor, called: list[str]
     ) -> tuple[list[_Recorder], torch.Tensor]:
         """The recorders after one run, and what the decoder made of the last one's output."""
         recorders = [_Recorder(layer, self._name, called) for layer in self.layers]
@@ -87,21 +95,19 @@ class Decoder:
         setattr(shell, self._name, nn.ModuleList(recorders))
         for name in self._skipped:  # of 2,048 rows the norm alone took half of this run
             setattr(shell, name, nn.Identity())
-        output = shell(input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False)
+        name = "input_ids" if self._part.first else "inputs_embeds"
+        options = {name: entering[None], "position_ids": positions_T[None], "use_cache": False}
+        output = shell(**options)
         return recorders, output.last_hidden_state
 
     def _find_layers(self, count: int) -> str:
-        lists = [
-            name
-            for name, module in self._decoder.named_children()
-            if isinstance(module, nn.ModuleList) and len(module) == count
-        ]
+        lists = find_layers(self._decoder, count)
         if len(lists) != 1:
             raise self._unfit(f"has {len(lists)} lists of {count} layers instead of one")
         return lists[0]
 
     @torch.no_grad()
-    def _learn(self) -> None:
+    def _learn(self, width: int) -> None:
         """Find the modules that the decoder calls after its last layer, and what does not fit."""
         called: list[str] = []
         hooks = [
@@ -109,10 +115,13 @@ class Decoder:
             for name, module in self._decoder.named_children()
             if name != self._name
         ]
-        device = next(self._decoder.parameters()).device
-        positions = torch.arange(2, device=device)
+        some = next(self._decoder.parameters())
+        positions = torch.arange(2, device=some.device)
+        entering = torch.zeros_like(positions)
+        if not self._part.first:
+            entering = torch.linspace(-1, 1, 2 * width).view(2, width).to(some)
         try:
-            recorders, output = self._record(torch.zeros_like(positions), positions, called)
+            recorders, output = self._record(entering, positions, called)
         finally:
             for hook in hooks:
                 hook.remove()

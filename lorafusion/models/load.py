@@ -7,6 +7,7 @@ any weight is read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lorafusion.adapters.targets import ModuleNames, module_names
 from lorafusion.errors import ModelError
+from lorafusion.models.part import Part
+from lorafusion.models.prune import part_class
 from lorafusion.models.refusals import check_config
 
 if TYPE_CHECKING:
@@ -26,26 +30,45 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base. ``tensors`` names every weight as its model does, before any wrapping."""
+    """A loaded base, or a part of one.
+
+    ``tensors`` names every weight that is here as its model does, before any wrapping.
+    """
 
     name: str
     model: PreTrainedModel
     tensors: dict[str, torch.Tensor]
     attention: str
     """What transformers chose for the model's own forward, such as ``sdpa``."""
+    part: Part
+    """The layers that are here."""
+    names: ModuleNames
+    """The modules of the whole model, whatever part is here."""
 
     @property
     def dtype(self) -> torch.dtype:
         """What the base computes in."""
         return self.model.dtype
 
+    def tensor_hashes(self) -> dict[str, str]:
+        """Name -> SHA-256 over the dtype, shape and bytes of each weight that is here."""
+        return {name: _tensor_hash(tensor) for name, tensor in self.tensors.items()}
+
     def fingerprint(self) -> str:
-        """SHA-256 over every weight's name, dtype, shape and bytes: it never changes in a run."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """One hash over all weights that are here: it never changes in a run."""
+        return combined_hash(self.tensor_hashes())
+
+
+def combined_hash(hashes: Mapping[str, str]) -> str:
+    """One hash of :meth:`Base.tensor_hashes`, merged over the parts: that of the whole base."""
+    lines = [f"{name} {digest}\n" for name, digest in sorted(hashes.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _tensor_hash(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_base(base_model: str) -> PreTrainedConfig:
@@ -75,23 +98,38 @@ def meta_model(base_model: str) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
 
 
-def load_base(base_model: str, dtype: str) -> Base:
+def load_base(
+    base_model: str, dtype: str, part: Part | None = None, device: torch.device | None = None
+) -> Base:
     """Load, freeze, and put into eval mode (the base's own dropouts are off).
+
+    Args:
+        base_model: A folder or a hub id.
+        dtype: A key of ``DTYPES``.
+        part: The layers to load; no other tensor is read. None: all.
+        device: Where they go; the CPU if None.
 
     Raises:
         ModelError: As :func:`check_base`, or weights are missing from the checkpoint.
     """
-    from transformers import AutoModelForCausalLM
-
-    check_base(base_model)
+    config = check_base(base_model)
+    total = config.get_text_config().num_hidden_layers
+    part = part or Part.whole(total)
+    whole = meta_model(base_model)
     model, info = _from_pretrained(
-        AutoModelForCausalLM, base_model, dtype=DTYPES[dtype], output_loading_info=True
+        part_class(type(whole), part) if len(part.layers) < total else type(whole),
+        base_model,
+        dtype=DTYPES[dtype],
+        output_loading_info=True,
     )
     _refuse_missing(base_model, info)
+    if device is not None:
+        model.to(device)
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     attention: str = model.config._attn_implementation
-    return Base(base_model, model, dict(model.named_parameters()), attention)
+    tensors = dict(model.named_parameters())
+    return Base(base_model, model, tensors, attention, part, module_names(whole))
 
 
 def load_as_stored(base_model: str) -> tuple[PreTrainedModel, list[str]]:

@@ -6,17 +6,19 @@ microbatch, and a slice of ``model.layers`` would count layers from zero again.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
 from lorafusion.kernels.binding import bind_layout
 from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage
-from lorafusion.models.decoder import Decoder
+from lorafusion.models.decoder import Decoder, LayerCall
 from lorafusion.models.head import Head
 from lorafusion.models.load import Base
 from lorafusion.models.loss import weighted_cross_entropy
@@ -24,48 +26,68 @@ from lorafusion.models.refusals import longest_sample
 
 
 class Stage(nn.Module):
-    """Embedding, decoder layers, final norm and head of a causal LM of transformers."""
+    """Consecutive layers of a causal LM of transformers.
 
-    def __init__(self, base: Base) -> None:
+    The first stage has the embedding too, the last one the final norm and the head.
+    """
+
+    def __init__(self, base: Base, *, recompute: bool = False) -> None:
         """Take the base's modules; they stay the base's own, and its attention becomes packed.
+
+        Args:
+            base: The part of it that this stage holds.
+            recompute: Keep each layer's input alone, and repeat its forward in the backward.
 
         Raises:
             ModelError: The base has other parts, or gives other logits through the stage.
         """
         super().__init__()
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(attention.NAME, attention.packed_attention)
+        attention.register()
         head = Head.of(base.model)
-        if head is None:
+        if head is None and base.part.last:
             raise ModelError(
                 f"base_model {base.name!r} ({type(base.model).__name__}) has no linear head; "
                 "allowed: causal LMs such as those of docs/models.md."
             )
         base.model.set_attn_implementation(attention.NAME)
+        self.part = base.part
+        self.dtype = base.dtype
+        self.width: int = base.model.config.get_text_config().hidden_size
         self.head = head
+        self._recompute = recompute
         self._longest = longest_sample(base.model.config)
-        self._decoder = Decoder(
-            base.model.get_decoder(), base.model.config.get_text_config().num_hidden_layers
-        )
+        self._decoder = Decoder(base.model.get_decoder(), base.part, self.width)
         self.layers: nn.ModuleList = self._decoder.layers
-        check_stage(base, self._packed, head, name=attention.NAME)
+        check_stage(base, self._packed, self._opened, head, name=attention.NAME)
 
-    def forward(self, tokens_T: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
-        """The final hidden state [T, D] of the rows that ``layout`` describes.
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.layers.parameters()).device
+
+    def forward(self, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
+        """The hidden state [T, D] behind the layers, on the last stage behind the final norm.
 
         Args:
-            tokens_T: int64 [T], the samples one after the other, no padding.
+            entering: What the rows of ``layout`` are. On the first stage tokens, int64 [T], the
+                samples one after the other, no padding; else the hidden state [T, D] of the stage
+                before.
             layout: Rows -> samples and jobs; bound for the length of this call.
 
         Raises:
             ModelError: A sample is longer than the base can take, see :func:`longest_sample`.
         """
         self._check_lengths(layout)
+        positions_T = layout.row_position_T.to(entering.device)
         with bind_layout(layout):
-            hidden, calls = self._decoder.open(tokens_T, layout.row_position_T)
-            for layer, call in zip(self.layers, calls, strict=True):
-                hidden = layer(hidden, *call.args, **call.kwargs)
+            if self.part.first:
+                hidden, calls = self._decoder.open(entering, positions_T)
+            else:
+                hidden = entering[None]
+                with torch.no_grad():
+                    calls = self._decoder.open(entering, positions_T).calls
+            for index in self.part.layers:
+                hidden = self._run_layer(self.layers[index], hidden, calls[index], layout)
             return self._decoder.close(hidden)[0]
 
     def loss(
@@ -81,8 +103,25 @@ class Stage(nn.Module):
         Returns:
             The sum, differentiable in ``hidden_LD``, and the cross-entropy of each row [L].
         """
+        assert self.head is not None, "the last stage alone has a head"
         weights_L = weights_L.to(torch.promote_types(hidden_LD.dtype, torch.float32))
         return weighted_cross_entropy(hidden_LD, self.head, targets_L, weights_L)
+
+    def _run_layer(
+        self, layer: nn.Module, hidden: torch.Tensor, call: LayerCall, layout: AdapterLayout
+    ) -> torch.Tensor:
+        if not (self._recompute and torch.is_grad_enabled()):
+            return layer(hidden, *call.args, **call.kwargs)
+        return checkpoint(
+            layer,
+            hidden,
+            *call.args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # dropout is a function of rows, and the base has none
+            # Another microbatch may be bound by then, or nothing, on a thread of autograd's.
+            context_fn=lambda: (nullcontext(), bind_layout(layout)),
+            **call.kwargs,
+        )
 
     def _check_lengths(self, layout: AdapterLayout) -> None:
         rows = max((stop - start for start, stop in pairwise(layout.sample_starts)), default=0)
@@ -95,3 +134,8 @@ class Stage(nn.Module):
     def _packed(self, samples: list[torch.Tensor]) -> torch.Tensor:
         segment = Segment(-1, 0, 0, range(len(samples)), [len(sample) for sample in samples])
         return self(torch.cat(samples), AdapterLayout.build([segment], {}, training=False))
+
+    def _opened(self, sample: torch.Tensor) -> torch.Tensor:
+        """What the model's own forward gives its first layer for a hidden state [T, D]."""
+        positions_T = torch.arange(len(sample), device=sample.device)
+        return self._decoder.open(sample, positions_T).hidden[0]

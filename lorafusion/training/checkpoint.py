@@ -1,8 +1,10 @@
-"""Checkpoints of one job: written in the background, and counted only once a manifest names them.
+"""One job's checkpoints, each of which counts only once a manifest names its shards.
 
-``<root>/step-00000020/{stage-0.safetensors, manifest.json}``. The manifest holds a checksum of each
-shard and of itself and is renamed into place last, so a process killed at any instant leaves either
-a complete checkpoint or one that does not exist.
+``<root>/step-00000020/{stage-0.safetensors, stage-1.safetensors, manifest.json}``. Each stage
+writes its shard (:mod:`lorafusion.training.shard_writer`). The manifest holds a checksum of each
+shard and of itself and is renamed into place last (:mod:`lorafusion.training.manifest`), so
+processes killed at any instant leave either a complete checkpoint or one that does not exist.
+Tensors are found by name, so any number of stages reads what any other number wrote.
 """
 
 from __future__ import annotations
@@ -11,27 +13,21 @@ import hashlib
 import json
 import logging
 import shutil
-import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorafusion.errors import CheckpointError
-from lorafusion.files import fsync_folder, write_bytes_atomic, write_text_atomic
+from lorafusion.files import fsync_folder
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SHARD = "stage-0.safetensors"
-# Snapshots of one job that may wait in memory for a slow disk; then save() waits too.
-MAX_WAITING = 2
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +39,7 @@ class Checkpoint:
     Attributes:
         folder: Where it lies.
         step: The last step it contains.
-        state: What :meth:`CheckpointWriter.save` was given.
+        state: What the manifest was given of the job, beside its tensors.
         fingerprint: What the result depends on, see :func:`check_fingerprint`.
         shards: Names of its safetensors files.
     """
@@ -54,99 +50,28 @@ class Checkpoint:
     fingerprint: Mapping[str, Json]
     shards: tuple[str, ...]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, read from the disk at each call."""
-        merged: dict[str, Tensor] = {}
-        for name in self.shards:
-            try:
-                merged |= load((self.folder / name).read_bytes())
-            except OSError as error:
-                raise CheckpointError(f"{self.folder / name} cannot be read: {error}") from error
-        return merged
+    def tensors(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Tensors by name, on the CPU, read from the disk at each call.
 
+        Args:
+            names: Read these alone, from whichever shards they are in. None: all.
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """A checkpoint by value, waiting to be written."""
-
-    step: int
-    tensors: dict[str, Tensor]
-    state: str
-    fingerprint: str
-
-
-class CheckpointWriter:
-    """Writes the checkpoints of one job on an executor that all jobs share.
-
-    Args:
-        root: The job's checkpoint folder; made when missing.
-        executor: Where the writing happens, e.g. one ``ThreadPoolExecutor(max_workers=1)`` for the
-            whole process. A job's checkpoints are written one after another, in order, however many
-            workers there are. The caller shuts it down after closing the writers.
-        keep: How many checkpoints to keep. Older ones go once the new one counts.
-
-    An error of a write is raised by the next :meth:`save`, :meth:`flush` or :meth:`close` of this
-    writer, once, as :class:`CheckpointError`; other jobs' writers do not see it.
-    """
-
-    def __init__(self, root: Path, executor: Executor, *, keep: int = 2) -> None:
-        assert keep >= 1, "a writer that keeps nothing would delete what it has just written"
-        self._root = root
-        self._executor = executor
-        self._keep = keep
-        self._snapshots: deque[_Snapshot] = deque()
-        self._one_at_a_time = threading.Lock()
-        self._futures: deque[Future[None]] = deque()
-
-    def save(
-        self,
-        step: int,
-        *,
-        tensors: Mapping[str, Tensor],
-        state: Mapping[str, Json],
-        fingerprint: Mapping[str, Json],
-    ) -> None:
-        """Take a copy of everything now and write it in the background.
-
-        The caller may change its tensors and mappings as soon as this returns. Floats in ``state``
-        keep every bit (NaN too). While two snapshots of the job wait already, this waits as well.
+        Raises:
+            CheckpointError: A name is in no shard, or a shard cannot be read.
         """
-        self._collect(waiting=MAX_WAITING - 1)
-        copies = {name: _host_copy(tensor) for name, tensor in tensors.items()}
-        self._snapshots.append(_Snapshot(step, copies, json.dumps(state), json.dumps(fingerprint)))
-        self._futures.append(self._executor.submit(self._write_next))
-
-    def flush(self) -> None:
-        """Wait until everything saved so far is on the disk."""
-        self._collect(waiting=0)
-
-    def close(self) -> None:
-        """:meth:`flush`, at the end of the job."""
-        self.flush()
-
-    def _collect(self, *, waiting: int) -> None:
-        """Wait until at most ``waiting`` writes are left, and raise the first error among the done.
-
-        Errors of the later ones stay for the next call.
-        """
-        while self._futures and (len(self._futures) > waiting or self._futures[0].done()):
-            self._futures.popleft().result()
-
-    def _write_next(self) -> None:
-        # The snapshot is taken under the lock: with several workers the order is still save()'s.
-        with self._one_at_a_time:
-            snapshot = self._snapshots.popleft()
-            folder = _folder(self._root, snapshot.step)
-            try:
-                _write(folder, snapshot)
-                _prune(self._root, newest_step=snapshot.step, keep=self._keep)
-            except OSError as error:
-                if not (folder / MANIFEST).exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise CheckpointError(
-                    f"checkpoint {folder} cannot be written: {error}. Free space there or make it "
-                    "writable, then resume."
-                ) from error
+        wanted = None if names is None else set(names)
+        found: dict[str, Tensor] = {}
+        for shard in self.shards:
+            found |= _read_tensors(self.folder / shard, wanted)
+        missing = sorted((wanted or set()) - found.keys())
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {self.folder} has no tensor {', '.join(missing[:3])}{more}. It was "
+                "made for another adapter or base: start afresh with another --output or "
+                "--overwrite."
+            )
+        return found
 
 
 def newest(root: Path, *, report: Callable[[str], None] = logger.warning) -> Checkpoint | None:
@@ -159,8 +84,8 @@ def newest(root: Path, *, report: Callable[[str], None] = logger.warning) -> Che
     Raises:
         CheckpointError: A sound checkpoint has a format that this version does not know.
     """
-    for step in sorted(_steps(root), reverse=True):
-        folder = _folder(root, step)
+    for step in sorted(steps(root), reverse=True):
+        folder = step_folder(root, step)
         try:
             return _read(folder)
         except _DamagedError as damage:
@@ -168,10 +93,32 @@ def newest(root: Path, *, report: Callable[[str], None] = logger.warning) -> Che
     return None
 
 
+def at_step(root: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step that is known to be complete, because rank 0 said so or wrote it.
+
+    Raises:
+        CheckpointError: It is not complete, not sound, or of another format.
+    """
+    folder = step_folder(root, step)
+    try:
+        return _read(folder)
+    except _DamagedError as damage:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be used: {damage}. It was complete a moment ago: see "
+            "whether something else writes there, and whether all nodes share this folder."
+        ) from damage
+
+
 def clear(root: Path) -> None:
     """Remove all checkpoints under ``root``, so that a run that starts afresh finds none."""
-    for step in sorted(_steps(root)):
-        _remove(_folder(root, step))
+    clear_after(root, -1)
+
+
+def clear_after(root: Path, step: int) -> None:
+    """Remove what lies under ``root`` of later steps than ``step``, complete or not."""
+    for later in sorted(steps(root)):
+        if later > step:
+            remove(step_folder(root, later))
 
 
 def check_fingerprint(checkpoint: Checkpoint, current: Mapping[str, Json]) -> None:
@@ -195,32 +142,41 @@ def check_fingerprint(checkpoint: Checkpoint, current: Mapping[str, Json]) -> No
         )
 
 
+# What the writers share.
+
+
+def cannot_write(folder: Path, error: OSError) -> CheckpointError:
+    """What a writer says when the disk is full or not writable."""
+    return CheckpointError(
+        f"checkpoint {folder} cannot be written: {error}. Free space there or make it writable, "
+        "then resume."
+    )
+
+
+def body_checksum(body: Mapping[str, Json]) -> str:
+    """Of a manifest without its own checksum."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint; cut short, it leaves none that claims to be complete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    fsync_folder(folder)
+    shutil.rmtree(folder)
+
+
+def steps(root: Path) -> list[int]:
+    """Those with a folder under ``root``, complete or not, in no order."""
+    return [int(path.name[5:]) for path in root.glob(f"step-{8 * '[0-9]'}")]
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies."""
+    return root / f"step-{step:08d}"
+
+
 class _DamagedError(Exception):
     """A checkpoint is incomplete or not as it was written."""
-
-
-def _host_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(device="cpu", copy=True).contiguous()
-
-
-def _write(folder: Path, snapshot: _Snapshot) -> None:
-    if folder.exists():  # left by a process that was killed, or damaged: newest() passed it over
-        _remove(folder)
-    folder.mkdir(parents=True)
-    data = save(snapshot.tensors)
-    write_bytes_atomic(folder / SHARD, data)
-    checksum = hashlib.sha256(data).hexdigest()
-    body: dict[str, Json] = {
-        "format": FORMAT,
-        "step": snapshot.step,
-        "fingerprint": json.loads(snapshot.fingerprint),
-        "state": json.loads(snapshot.state),
-        "shards": {SHARD: {"sha256": checksum, "bytes": len(data)}},
-    }
-    manifest = {**body, "sha256": _body_checksum(body)}
-    fsync_folder(folder.parent)  # the folder's own entry, before the manifest makes it count
-    fsync_folder(folder.parent.parent)
-    write_text_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -231,7 +187,7 @@ def _read(folder: Path) -> Checkpoint:
         raise _DamagedError(f"it has no {MANIFEST}, so its writing was cut short") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _DamagedError(f"its {MANIFEST} cannot be read ({error!r})") from error
-    if claimed != _body_checksum(manifest):
+    if claimed != body_checksum(manifest):
         raise _DamagedError(f"its {MANIFEST} does not match its own checksum")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
@@ -259,33 +215,17 @@ def _check_shard(path: Path, checksum: str) -> None:
         raise _DamagedError(f"{path.name} does not match its checksum")
 
 
-def _body_checksum(body: Mapping[str, Json]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _prune(root: Path, *, newest_step: int, keep: int) -> None:
-    # A later step belongs to a run that was given up: resume takes the newest that is sound.
-    older = sorted(step for step in _steps(root) if step < newest_step)
-    complete = [step for step in older if (_folder(root, step) / MANIFEST).exists()]
-    kept = {newest_step, *complete[len(complete) - (keep - 1) :]}
-    for step in _steps(root):
-        if step not in kept:
-            _remove(_folder(root, step))
-
-
-def _remove(folder: Path) -> None:
-    # Manifest first: a removal cut short must not leave a checkpoint that claims to be complete.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    fsync_folder(folder)
-    shutil.rmtree(folder)
-
-
-def _steps(root: Path) -> list[int]:
-    return [int(path.name[5:]) for path in root.glob(f"step-{8 * '[0-9]'}")]
-
-
-def _folder(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
+def _read_tensors(path: Path, wanted: Collection[str] | None) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copied: what is mapped into memory would go with the file, which is pruned one day.
+            return {
+                name: file.get_tensor(name).clone()
+                for name in file.keys()  # noqa: SIM118 (it is no mapping)
+                if wanted is None or name in wanted
+            }
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _flatten(value: Json, name: str = "") -> dict[str, str]:

@@ -32,8 +32,7 @@ class GradientSum:
     def collect(self, sample: int | None = None) -> None:
         """Take the gradients of the backward that just ended (of ``sample`` alone, if ordered)."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad = None
+        self.forget()
         if self._order is None:
             self._add(gradients)
             return
@@ -44,6 +43,11 @@ class GradientSum:
         while self._next in self._held:
             self._add(self._held.pop(self._next))
             self._next += 1
+
+    def forget(self) -> None:
+        """Drop what a backward that failed has left."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def finish(self) -> list[torch.Tensor]:
         """The sum over the whole step, a tensor per parameter."""

@@ -1,25 +1,19 @@
-"""One job while it trains: its adapter, its optimizer, the sums of its running step.
-
-Nothing here knows of other jobs, which is half of why they cannot change it.
-"""
+"""One job as rank 0 knows it: the sums of its running step, its course, its further steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorafusion.adapters.bank import ResidentAdapter
-from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.planner.queue import JobQueue
-from lorafusion.training.checkpoint import Checkpoint, Json
+from lorafusion.training.checkpoint import Json
 from lorafusion.training.data import JobData
-from lorafusion.training.gradients import GradientSum
-from lorafusion.training.optimizer import JobOptimizer
 from lorafusion.training.queues import adapter_rank, eval_is_due
 from lorafusion.training.schedule import learning_rate
+from lorafusion.training.shard import JobShard
 
 
 @dataclass(frozen=True)
@@ -40,9 +34,11 @@ class StepResult:
 class Progress:
     """What a job's result says of its course; it goes into checkpoints.
 
-    Losses are means over trained tokens, in nats; None = not measured yet.
+    ``updates``: steps that were not skipped. Losses are means over trained tokens, in nats; None =
+    not measured yet.
     """
 
+    updates: int = 0
     tokens: int = 0
     bad_steps: int = 0
     loss_first: float | None = None
@@ -52,24 +48,17 @@ class Progress:
 
 
 class TrainingJob:
-    """State of one job. ``step`` counts the optimizer steps that are done."""
+    """``step`` counts the optimizer steps whose results are known here."""
 
-    def __init__(
-        self, spec: JobSpec, data: JobData, adapter: ResidentAdapter, *, deterministic: bool
-    ) -> None:
-        """``deterministic``: gradients are added in the order of the samples in their batch."""
+    def __init__(self, spec: JobSpec, data: JobData, shard: JobShard) -> None:
+        """``shard`` is the job's part on this stage."""
         self.spec = spec
         self.data = data
-        self.adapter = adapter
+        self.shard = shard
         self.step = 0
         self.progress = Progress()
-        self.parameters = adapter.parameters()
-        self.gradients = GradientSum(list(self.parameters.values()))
-        self._optimizer = JobOptimizer(spec, self.parameters)
-        self._deterministic = deterministic
         self._sums: dict[int, tuple[float, int]] = {}
         self._evaluated = -1
-        self._begin_step()
 
     @property
     def name(self) -> str:
@@ -79,7 +68,7 @@ class TrainingJob:
     @property
     def slot(self) -> int:
         """Slot of its adapter."""
-        return self.adapter.slot
+        return self.shard.slot
 
     @property
     def total_steps(self) -> int:
@@ -91,19 +80,6 @@ class TrainingJob:
         """Whether the last step is done, and evaluated where that is asked for."""
         last = self.total_steps
         return self.step == last and (not self._eval_is_due(last) or self._evaluated == last)
-
-    def check_weights(self) -> None:
-        """An update may overflow, and after the last one no loss would show it.
-
-        Raises:
-            StepError: A weight is not finite.
-        """
-        bad = [name for name, p in self.parameters.items() if not bool(p.isfinite().all())]
-        if bad:
-            raise StepError(
-                f"after step {self.step} {len(bad)} of its {len(self.parameters)} tensors are not "
-                f"finite, such as {bad[0]}. Lower the learning rate."
-            )
 
     def queue(self, *, window: int) -> JobQueue:
         """The job's next ``window`` steps and evals, from where it stands."""
@@ -131,29 +107,25 @@ class TrainingJob:
         assert sample not in self._sums, f"sample {sample} ran twice"
         self._sums[sample] = (loss, trained_tokens)
 
-    def finish_step(self) -> StepResult:
-        """Take the optimizer step whose last sample has run, or skip it if it is not finite."""
-        step = self.step + 1
+    def finish_step(self, *, squares: float, verdict: float) -> StepResult:
+        """The step whose last sample has run was done, or skipped where ``verdict`` is NaN.
+
+        ``squares`` is the squared norm of its gradient.
+        """
+        step = self.step = self.step + 1
         loss = self._mean_loss()
-        rate = learning_rate(self.spec, step, self.total_steps)
-        gradients = self.gradients.finish()
-        finite = math.isfinite(loss)
-        norm = self._optimizer.step(gradients, learning_rate=rate) if finite else math.nan
-        skipped = not (finite and math.isfinite(norm))
-        self.step = step
+        skipped = math.isnan(verdict)
         self._record(loss, skipped=skipped)
-        result = StepResult(
+        return StepResult(
             step=step,
             epoch=self.data.order.epoch_of(step),
             loss=loss,
-            learning_rate=rate,
-            grad_norm=norm,
+            learning_rate=learning_rate(self.spec, step, self.total_steps),
+            grad_norm=math.sqrt(squares) if math.isfinite(loss) else math.nan,
             tokens=self.data.tokens(step),
             trained_tokens=self.data.trained_tokens(step),
             skipped=skipped,
         )
-        self._begin_step()
-        return result
 
     def finish_eval(self, step: int) -> tuple[float, int]:
         """Mean held-out loss after ``step``, and the trained tokens it is over."""
@@ -166,27 +138,14 @@ class TrainingJob:
             self.progress.eval_after = loss
         return loss, tokens
 
-    def checkpoint(self) -> tuple[dict[str, Any], dict[str, Json]]:
-        """Tensors by name, and the rest of the state."""
-        moments, updates = self._optimizer.state()
-        return {**self.parameters, **moments}, {"updates": updates, **vars(self.progress)}
+    def state(self) -> dict[str, Json]:
+        """What a checkpoint's manifest says of the job, beside its tensors."""
+        return asdict(self.progress)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from ``checkpoint``; what was added up of its next step is gone."""
-        tensors = checkpoint.tensors()
-        state: dict[str, Any] = dict(checkpoint.state)
-        updates = int(state.pop("updates"))
-        self.adapter.load({name: tensors.pop(name) for name in self.parameters})
-        self._optimizer.load(tensors, updates)
+    def restore(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Continue after ``step`` with what :meth:`state` said then."""
         self.progress = Progress(**state)
-        self.step = checkpoint.step
-        self._begin_step()
-
-    def _begin_step(self) -> None:
-        self._sums.clear()
-        if self.step < self.total_steps:
-            order = self.data.order.batch(self.step + 1).tolist()
-            self.gradients.begin(order if self._deterministic else None)
+        self.step = step
 
     def _mean_loss(self) -> float:
         # fsum is exact, so the mean does not depend on the order in which the samples ran.
@@ -197,6 +156,7 @@ class TrainingJob:
 
     def _record(self, loss: float, *, skipped: bool) -> None:
         progress = self.progress
+        progress.updates += not skipped
         progress.tokens += self.data.tokens(self.step)
         progress.bad_steps = progress.bad_steps + 1 if skipped else 0
         progress.loss_last = loss

@@ -1,80 +1,64 @@
-"""The training loop: run a window's places, step each job whose batch is complete.
+"""The training loop on rank 0: plan, run its own stage, and tell jobs and people what came of it.
 
-While a window runs, the next one is planned in another process. What is planned depends on the jobs
-alone, never on how long that takes: where a job leaves inside a window, or before its places in the
-next, that plan is dropped and another is made from where training stands.
+The other ranks follow its revisions of the plan, see :mod:`lorafusion.training.follow`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from lorafusion.errors import CheckpointError, LorafusionError, OutputError, PlanError, StepError
+from lorafusion.errors import CheckpointError, OutputError, PlanError
 from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Place, Plan
-from lorafusion.planner.queue import JobQueue, advance
-from lorafusion.planner.verify import verify_plan
-from lorafusion.planner.windows import next_window
+from lorafusion.training.clock import Clock
+from lorafusion.training.endings import Endings
 from lorafusion.training.events import Events
-from lorafusion.training.executor import Executor
+from lorafusion.training.executor import Executor, Report
 from lorafusion.training.job import StepResult, TrainingJob
-from lorafusion.training.output import JobOutput, job_result
-from lorafusion.training.result import JobResult, JobState
+from lorafusion.training.output import ExportFacts, JobOutput
+from lorafusion.training.residents import Residents
+from lorafusion.training.result import JobResult
+from lorafusion.training.revision import Leave, Revision, Track
+from lorafusion.training.shard_writer import Shard
+from lorafusion.training.team import Team
+from lorafusion.training.windows import Windows
 
-# Places planned ahead. A job completes at most one step a place, so as many steps are enough.
-WINDOW = 64
-
-# Samples placed in search of a plan that training waits for, the first above all: at most 0.1 s.
-EFFORT_AT_ONCE = 6_000
+# A stage says why it gave a job up on another channel than that it did: seconds to wait for it.
+REASON_S = 2.0
+# Between two looks at what is still being written at the end of a run.
+LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """What all jobs of a run share.
+    """What all jobs of a run share on rank 0.
 
     Attributes:
-        executor: Runs a place.
-        capacity: Most rows in a microbatch.
-        base_model: Name of the base, for the exported adapters.
-        linears: All linears of the base, the head among them, for the exported adapters.
-        fan_in_fan_out: Whether they store their weights as [in, out], for the same.
+        team: The ranks.
+        executor: Runs a place on this rank's stage.
+        residents: The jobs on it.
+        limits: What plans are made for.
+        facts: For the exported adapters.
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
     """
 
+    team: Team
     executor: Executor
-    capacity: int
-    base_model: str
-    linears: Sequence[str]
-    fan_in_fan_out: bool
+    residents: Residents
+    limits: Limits
+    facts: ExportFacts
     events: Events
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
 
 
-@dataclass
-class Clock:
-    """Seconds of training, and real tokens of the samples trained on, in this process."""
-
-    seconds: float = 0.0
-    tokens: dict[str, int] = field(default_factory=dict)
-
-    def rate(self, name: str) -> float:
-        """Tokens per second of one job."""
-        return self.tokens.get(name, 0) / self.seconds if self.seconds else 0.0
-
-    @property
-    def total_rate(self) -> float:
-        """Tokens per second of all jobs."""
-        return sum(self.tokens.values()) / self.seconds if self.seconds else 0.0
-
-
 class TrainingLoop:
-    """Runs jobs to their end on one process. A job that fails leaves; the others go on."""
+    """Runs jobs to their end. A job that fails leaves; the others go on."""
 
     def __init__(
         self,
@@ -82,88 +66,169 @@ class TrainingLoop:
         jobs: Sequence[TrainingJob],
         outputs: Mapping[str, JobOutput],
         *,
-        on_removed: Callable[[TrainingJob], None],
+        on_finished: Callable[[TrainingJob], None],
     ) -> None:
-        """``on_removed`` is called once a job has ended, to free its slot."""
+        """``on_finished`` is called with a job that has done all of its steps."""
         self._place = workplace
         self._jobs = {job.name: job for job in jobs}
         self._outputs = outputs
-        self._on_removed = on_removed
+        self._on_finished = on_finished
         self.clock = Clock()
-        self.results: dict[str, JobResult] = {}
+        self._endings = Endings(outputs, workplace.facts, self.clock, workplace.events)
+        self._track = Track()
+        self._leaves: list[Leave] = []
+        self._reasons: dict[str, str] = {}
+        self._changed = False
+        self._idle = False
+        self._error: PlanError | None = None
+        self._ahead = Ahead()
+        self._windows = Windows(self._jobs, workplace.limits, self._ahead)
+
+    @property
+    def results(self) -> Mapping[str, JobResult]:
+        """Of the jobs that have ended."""
+        return self._endings.results
+
+    def let_go(self, leaves: Sequence[Leave]) -> None:
+        """Jobs that are on some stages but not among these; to be called before :meth:`run`."""
+        self._leaves += leaves
 
     def run(self) -> Generator[None]:
-        """Train until every job has ended or a stop is asked for; pauses after each place."""
-        queues = [job.queue(window=WINDOW) for job in self._jobs.values()]
-        for job in [self._jobs[queue.name] for queue in queues if queue.empty]:
+        """Train until every job has ended or a stop is asked for; pauses after each place.
+
+        Raises:
+            PlanError: No plan can be made any more; what is done is saved.
+        """
+        for job in [job for job in self._jobs.values() if job.finished]:
             self._succeed(job)  # resumed from its last step
         self._pause_where_asked(list(self._jobs))
-        with Ahead() as ahead:
-            yield from self._run_windows(queues, ahead)
-        for job in list(self._jobs.values()):
-            self._pause(job, self._place.should_stop() or "")
+        with self._ahead:
+            while (place := self._next_place()) is not None:
+                self._run_place(place)
+                yield
+        while self._endings.waiting:
+            self._read_post()
+            self._endings.settle()
+            time.sleep(LOOK_S)
+        if self._error is not None:
+            raise self._error
 
-    def _run_windows(self, queues: Sequence[JobQueue], ahead: Ahead) -> Generator[None]:
-        limits = Limits(self._place.capacity)
-        while self._jobs and not self._place.should_stop():
-            queues = self._refill(queues)
-            plan = self._next_plan(queues, limits, ahead)
-            behind = self._refill(advance(queues, plan))
-            if not all(queue.empty for queue in behind):
-                ahead.submit(behind, limits, max_places=WINDOW)
-            ran = yield from self._run_window(plan)
-            if ran is plan and all(queue.empty or queue.name in self._jobs for queue in behind):
-                queues = behind
-            else:
-                ahead.discard()
-                queues = advance(queues, ran)
+    # What comes next.
 
-    def _refill(self, queues: Sequence[JobQueue]) -> list[JobQueue]:
-        """The queues of the jobs that are there, each with as many steps as a window may take."""
-        return [
-            self._jobs[queue.name].refill(queue, window=WINDOW)
-            for queue in queues
-            if queue.name in self._jobs
-        ]
+    def _next_place(self) -> Place | None:
+        """The next place, with the plan behind it known to all; None at the end."""
+        self._read_post()
+        self._endings.settle()
+        place, stop = self._place.executor.position, self._stop_reason()
+        if (stop or self._changed) and not self._idle:
+            # The other ranks may have posted the receive of the place that is sent next.
+            start = place if self._place.team.stages == 1 else place + 1
+            self._windows.cut(min(start, self._track.known))
+            self._publish_next(min(start, self._track.known))
+        elif place >= self._track.known - 1 and not self._idle:
+            self._publish_next(self._track.known)
+        if place == self._track.known:
+            self._end(stop or "")
+        return self._track.take(place, _never)
 
-    def _next_plan(self, queues: Sequence[JobQueue], limits: Limits, ahead: Ahead) -> Plan:
+    def _publish_next(self, start: int) -> None:
+        """The plan from ``start`` on; where there is none, places that carry the last verdicts."""
+        self._changed = False
+        plan = None if self._stop_reason() else self._plan()
+        if plan is None:
+            stages = self._place.team.stages
+            # Each of them takes the verdict on a place S before it to the stages behind.
+            idle = (Place("noop"),) * (stages if stages > 1 else 0)
+            plan = Plan(self._place.limits, idle)
+            self._windows.idle(plan)
+            self._idle = True
+        self._publish(Revision(start, plan, self._take_leaves()))
+
+    def _plan(self) -> Plan | None:
         try:
-            if ahead.asked:
-                return ahead.take()
-            plan = next_window(queues, limits, max_places=WINDOW, effort=EFFORT_AT_ONCE)
-            verify_plan(plan, queues)
-            return plan
+            return self._windows.next_plan()
         except PlanError as error:
-            for job in [job for job in self._jobs.values() if job.step]:
-                self._pause(job, str(error))  # what is done must not be lost
-            raise
+            self._error = error  # what is done must not be lost
+            return None
 
-    def _run_window(self, plan: Plan) -> Generator[None, None, Plan]:
-        """Run ``plan`` until a job leaves or a stop is asked for; returns the part that ran."""
-        for index, place in enumerate(plan.places):
-            jobs = {segment.job for segment in place.segments}
-            if not jobs <= self._jobs.keys() or self._place.should_stop():
-                return replace(plan, places=plan.places[:index])
-            self._run_place(place)
-            yield
-        return plan
+    def _end(self, reason: str) -> None:
+        """All places were run: hear what the last ones brought, and let the other ranks go."""
+        while not self._place.executor.empty:
+            self._finish_place()
+        for job in list(self._jobs.values()):
+            self._pause(job, reason)
+        self._publish(Revision(self._track.known, None, self._take_leaves(), last=True))
+        self._let_leave(self._track.known)
+
+    def _publish(self, revision: Revision) -> None:
+        self._place.team.post.publish(revision.message())
+        self._track.add(revision)
+
+    def _take_leaves(self) -> tuple[Leave, ...]:
+        leaves, self._leaves = tuple(self._leaves), []
+        return leaves
+
+    def _stop_reason(self) -> str | None:
+        return str(self._error) if self._error is not None else self._place.should_stop()
+
+    # A place.
 
     def _run_place(self, place: Place) -> None:
         started = time.perf_counter()
-        self._place.executor.run(place, self._jobs)
-        results: list[tuple[TrainingJob, StepResult]] = []
-        if place.kind == "train":
-            results = self._finish_steps(place)
+        self._let_leave(self._place.executor.position)
+        self._place.executor.forward(place, _unknown)
+        after: list[Callable[[], None]] = []
+        if self._place.executor.full:
+            after = self._hear(self._place.executor.backward())
+        if place.kind != "eval":
             self.clock.seconds += time.perf_counter() - started
-        for job, result in results:
-            self._contain(job, self._report_step, result)
-        if place.kind == "eval":
+        for act in after:
+            act()
+
+    def _finish_place(self) -> None:
+        for act in self._hear(self._place.executor.backward()):
+            act()
+
+    def _let_leave(self, place: int) -> None:
+        for leave in self._track.leaves(place):
+            self._place.residents.leave(leave)
+
+    def _hear(self, report: Report | None) -> list[Callable[[], None]]:
+        """Give the jobs what a place brought; returns what is to be said of it."""
+        assert report is not None
+        place = report.place
+        self._share_losses(place, report.losses.tolist())
+        failed = zip(place.segments, report.failed.tolist(), strict=True)
+        self._fail_where_reported([segment.job for segment, bad in failed if bad])
+        said: list[Callable[[], None]] = []
+        if place.kind == "train":
+            numbers = zip(report.squares.tolist(), report.verdicts.tolist(), strict=True)
+            for (name, _), (squares, verdict) in zip(place.completes, numbers, strict=True):
+                if (job := self._jobs.get(name)) is not None:
+                    result = job.finish_step(squares=squares, verdict=verdict)
+                    said.append(_later(self._contain, job, self._report_step, result))
+        elif place.kind == "eval":
             for name, step in place.completes:
-                self._contain(self._jobs[name], self._report_eval, step)
-        for job in [self._jobs[name] for name, _ in place.completes if name in self._jobs]:
+                if (job := self._jobs.get(name)) is not None:
+                    said.append(_later(self._contain, job, self._report_eval, step))
+        said.append(_later(self._look_at, [name for name, _ in place.completes]))
+        return said
+
+    def _share_losses(self, place: Place, losses: Sequence[float]) -> None:
+        rest = iter(losses)
+        for segment in place.segments:
+            job = self._jobs.get(segment.job)
+            for sample, labelled in zip(segment.samples, segment.labelled, strict=True):
+                loss = next(rest)
+                if job is not None:
+                    job.add_loss(sample, loss, labelled)
+
+    def _look_at(self, names: Sequence[str]) -> None:
+        """Jobs that have taken a step, or were evaluated, may be at their end."""
+        for job in [self._jobs[name] for name in names if name in self._jobs]:
             if job.finished:
                 self._succeed(job)
-        self._pause_where_asked([name for name, _ in place.completes])
+        self._pause_where_asked(names)
 
     def _pause_where_asked(self, names: Sequence[str]) -> None:
         for name in names:
@@ -171,26 +236,19 @@ class TrainingLoop:
             if reason and name in self._jobs:
                 self._pause(self._jobs[name], reason)
 
-    def _finish_steps(self, place: Place) -> list[tuple[TrainingJob, StepResult]]:
-        results: list[tuple[TrainingJob, StepResult]] = []
-        for job in [self._jobs[name] for name, _ in place.completes]:
-            try:
-                results.append((job, job.finish_step()))
-            except StepError as error:
-                self._fail(job, str(error))
-        return results
-
     def _contain(
         self, job: TrainingJob, report: Callable[[TrainingJob, Any], None], what: object
     ) -> None:
         """What goes wrong with one job's files is that job's failure alone."""
+        if job.name not in self._jobs:
+            return
         try:
             report(job, what)
         except (OutputError, CheckpointError) as error:
             self._fail(job, str(error))
 
     def _report_step(self, job: TrainingJob, result: StepResult) -> None:
-        self.clock.tokens[job.name] = self.clock.tokens.get(job.name, 0) + result.tokens
+        self.clock.count(job.name, result.tokens)
         rate = self.clock.rate(job.name)
         self._place.events.step(job.name, result, tokens_per_s=rate)
         self._outputs[job.name].record_step(job, result, tokens_per_s=rate)
@@ -207,46 +265,62 @@ class TrainingLoop:
         self._place.events.evaluated(job.name, step, loss)
         self._outputs[job.name].record_eval(step, loss, tokens)
 
+    # How jobs leave.
+
     def _succeed(self, job: TrainingJob) -> None:
-        try:
-            self._end(job, "succeeded", export=True)
-        except LorafusionError as error:
-            self._fail(job, str(error))
+        self._on_finished(job)
+        self._leave(job, save=True)
+        self._endings.begin(job, "succeeded")
 
     def _fail(self, job: TrainingJob, reason: str) -> None:
-        self._outputs[job.name].withdraw()
-        try:
-            self._end(job, "failed", reason=reason)
-        except (OutputError, CheckpointError) as error:
-            self._finish(job, job_result(job, "failed", reason=f"{reason} And: {error}"))
+        self._leave(job, save=False)
+        self._endings.fail(job, reason)
 
     def _pause(self, job: TrainingJob, reason: str) -> None:
-        try:
-            self._outputs[job.name].save(job)
-            self._end(job, "paused", reason=reason, export=job.step > 0)
-        except LorafusionError as error:
-            self._fail(job, str(error))
+        self._leave(job, save=True)
+        self._endings.begin(job, "paused", reason)
 
-    def _end(
-        self, job: TrainingJob, state: JobState, *, reason: str | None = None, export: bool = False
-    ) -> None:
-        output = self._outputs[job.name]
-        adapter = None
-        if export:
-            job.check_weights()
-            adapter = output.export(
-                job,
-                base_model=self._place.base_model,
-                linears=self._place.linears,
-                fan_in_fan_out=self._place.fan_in_fan_out,
-            )
-        output.close()
-        self._finish(job, job_result(job, state, reason=reason, adapter=adapter))
-
-    def _finish(self, job: TrainingJob, result: JobResult) -> None:
-        folder = str(self._outputs[job.name].folder)
-        result = replace(result, folder=folder, tokens_per_s=self.clock.rate(job.name))
+    def _leave(self, job: TrainingJob, *, save: bool) -> None:
         del self._jobs[job.name]
-        self.results[job.name] = result
-        self._place.events.ended(result)
-        self._on_removed(job)
+        self._leaves.append(Leave(job.name, job.step, save))
+        position = self._place.executor.position
+        self._changed |= self._windows.need(job.name, position)
+
+    # What other ranks say.
+
+    def _read_post(self) -> None:
+        for rank, message in self._place.team.post.poll():
+            if message["kind"] == "shard":
+                shard = Shard.from_json(message["shard"])
+                self._outputs[message["job"]].add_shard(message["step"], shard)
+            elif message["kind"] == "failed":
+                self._hear_failure(message["job"], f"stage {rank}: {message['reason']}")
+
+    def _hear_failure(self, name: str, reason: str) -> None:
+        self._reasons[name] = reason
+        if name in self._jobs:
+            self._fail(self._jobs[name], reason)
+        else:
+            self._endings.failed_late(name, reason)
+
+    def _fail_where_reported(self, names: Sequence[str]) -> None:
+        """A stage has given these jobs up; why stands in its message."""
+        until = time.monotonic() + REASON_S
+        for name in names:
+            while name in self._jobs and time.monotonic() < until:
+                self._read_post()
+                time.sleep(0 if name not in self._jobs else LOOK_S)
+            if name in self._jobs:
+                self._fail(self._jobs[name], "a stage gave it up; its log says why.")
+
+
+def _later(act: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+    return lambda: act(*arguments)
+
+
+def _never() -> Revision:
+    raise AssertionError("rank 0 makes the plan, and has none for this place")
+
+
+def _unknown() -> None:
+    return None

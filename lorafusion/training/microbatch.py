@@ -1,4 +1,4 @@
-"""A place of the plan as tensors: what enters the base, and what its output is compared with."""
+"""A place of the plan as tensors: what enters a stage, and what the last one compares with."""
 
 from __future__ import annotations
 
@@ -10,63 +10,89 @@ import torch
 
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.kernels.layout import AdapterLayout, Segment
-from lorafusion.planner.plan import Place
-from lorafusion.training.job import TrainingJob
+from lorafusion.planner.plan import Place, PlannedSegment
+from lorafusion.training.shard import JobShard
 
 
 @dataclass(frozen=True)
-class Microbatch:
-    """T rows of packed samples, L of them labelled.
+class Targets:
+    """What the last stage needs of a microbatch: L labelled rows among its T.
 
     Attributes:
-        layout: Rows -> samples and jobs.
-        tokens_T: int64 [T], the inputs.
         labelled_L: int64 [L], the rows that have a target.
         targets_L: int64 [L].
         weights_L: [L], one over the trained tokens of the row's job and step (1 in an eval).
-        samples: Job and sample of each sample, in order of rows.
-        ends: For each sample, the end of its labelled rows among the L.
+        counts: Labelled rows of each sample, in order of rows.
     """
 
-    layout: AdapterLayout
-    tokens_T: torch.Tensor
     labelled_L: torch.Tensor
     targets_L: torch.Tensor
     weights_L: torch.Tensor
-    samples: tuple[tuple[str, int], ...]
-    ends: tuple[int, ...]
+    counts: tuple[int, ...]
 
 
-def build_microbatch(
-    place: Place, jobs: Mapping[str, TrainingJob], bank: AdapterBank
-) -> Microbatch:
-    """Lay out the samples of ``place`` one after the other, without padding."""
-    segments: list[Segment] = []
-    tokens: list[np.ndarray] = []
+def build_layout(place: Place, shards: Mapping[str, JobShard], bank: AdapterBank) -> AdapterLayout:
+    """Lay out the samples of ``place`` one after the other, without padding.
+
+    The rows of a job that is not among ``shards`` go without an adapter.
+    """
+    here = [segment for segment in place.segments if segment.job in shards]
+    return AdapterLayout.build(
+        [_segment(planned, shards.get(planned.job)) for planned in place.segments],
+        bank.modules([shards[segment.job].slot for segment in here]),
+        training=place.kind == "train",
+    )
+
+
+def build_tokens(place: Place, shards: Mapping[str, JobShard]) -> torch.Tensor:
+    """int64 [T], what the first stage embeds; zeros where a job is not among ``shards``."""
+    tokens = [
+        shards[segment.job].data.rows(place.kind, sample)[0]
+        if segment.job in shards
+        else np.zeros(length)
+        for segment in place.segments
+        for sample, length in zip(segment.samples, segment.lengths, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(tokens).astype(np.int64))
+
+
+def build_targets(place: Place, shards: Mapping[str, JobShard]) -> Targets:
+    """What the last stage needs. Every job must be among ``shards``."""
     targets: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    samples: list[tuple[str, int]] = []
-    for planned in place.segments:
-        job = jobs[planned.job]
-        denominator = job.data.trained_tokens(planned.step) if place.kind == "train" else 1
-        segments.append(
-            Segment(job.slot, job.spec.seed, planned.step, planned.samples, planned.lengths)
-        )
-        for index in planned.samples:
-            inputs, target = job.data.rows(place.kind, index)
-            tokens.append(inputs)
+    for segment in place.segments:
+        data = shards[segment.job].data
+        denominator = data.trained_tokens(segment.step) if place.kind == "train" else 1
+        for sample in segment.samples:
+            _, target = data.rows(place.kind, sample)
             targets.append(target)
             weights.append(np.full((target >= 0).sum(), 1 / denominator))
-            samples.append((planned.job, index))
     target_T = np.concatenate(targets)
     labelled = np.flatnonzero(target_T >= 0)
-    slots = [segment.slot for segment in segments]
-    return Microbatch(
-        layout=AdapterLayout.build(segments, bank.modules(slots), training=place.kind == "train"),
-        tokens_T=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
+    return Targets(
         labelled_L=torch.from_numpy(labelled),
         targets_L=torch.from_numpy(target_T[labelled].astype(np.int64)),
         weights_L=torch.from_numpy(np.concatenate(weights)),
-        samples=tuple(samples),
-        ends=tuple(np.cumsum([len(weight) for weight in weights]).tolist()),
+        counts=tuple(map(len, weights)),
     )
+
+
+def single_segments(place: Place) -> list[Place]:
+    """``place`` cut into one place per job."""
+    return [Place(place.kind, (segment,)) for segment in place.segments]
+
+
+def single_samples(place: Place) -> list[Place]:
+    """``place`` cut into one place per sample."""
+    return [
+        Place(place.kind, (PlannedSegment(segment.job, segment.step, *((v,) for v in sample)),))
+        for segment in place.segments
+        for sample in zip(
+            segment.samples, segment.lengths, segment.labelled, segment.loads, strict=True
+        )
+    ]
+
+
+def _segment(planned: PlannedSegment, shard: JobShard | None) -> Segment:
+    slot, seed = (shard.slot, shard.spec.seed) if shard is not None else (-1, 0)
+    return Segment(slot, seed, planned.step, planned.samples, planned.lengths)

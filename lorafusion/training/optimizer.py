@@ -1,93 +1,110 @@
-"""One job's AdamW step: norm, clipping, and the verdict whether the step may be taken at all."""
+"""One job's AdamW on one stage, and the verdict on a step: how much of it, or nothing at all.
+
+A verdict is a float64 number: what gradients are multiplied by, or NaN where the step is to be
+skipped. It stays a tensor, so that a device is never waited for.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch.autograd.graph import increment_version
 
-from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class JobOptimizer:
-    """torch's AdamW over one job's parameters, tensor by tensor.
+    """torch's AdamW over one job's parameters, each by itself.
 
-    ``foreach`` would mix tensors in one kernel; the plain loop's result does not depend on what
-    else is in the list.
+    It is the fused one, which alone can skip a step without a look at the device's memory. Its
+    result for a tensor does not depend on what else is in the list.
     """
 
     def __init__(self, spec: JobSpec, parameters: Mapping[str, torch.Tensor]) -> None:
-        """``parameters``: full name -> leaf, in the base's order."""
+        """``parameters``: full name -> leaf, in the base's order. There may be none."""
         self._parameters = dict(parameters)
-        self._max_norm = spec.max_grad_norm
+        leaves = list(parameters.values())
         self._adamw = torch.optim.AdamW(
-            list(parameters.values()),
+            # torch refuses an optimizer of nothing, which a job has on some stages.
+            leaves or [torch.zeros(0)],
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
             eps=spec.adam_epsilon,
             weight_decay=spec.weight_decay,
-            foreach=False,
-            fused=False,
+            fused=True,
         )
 
-    def step(self, gradients: Sequence[torch.Tensor], *, learning_rate: float) -> float:
-        """Clip and update, unless the gradient is not finite: then nothing is changed.
+    def apply(
+        self, gradients: Sequence[torch.Tensor], verdict: torch.Tensor, *, learning_rate: float
+    ) -> None:
+        """Update by ``gradients`` times ``verdict``, or change nothing where it is NaN.
 
-        Returns:
-            The gradient's Euclidean norm before clipping.
-
-        Raises:
-            StepError: A setting is beyond the numbers that the weights can hold. A part of them
-                may be updated, so the job cannot go on.
+        Args:
+            gradients: One per parameter; they are scaled in place.
+            verdict: float64 scalar, see :func:`judge`.
+            learning_rate: Of this step.
         """
-        norm = gradient_norm(gradients)
-        if not math.isfinite(norm):
-            return norm
-        scale = clip_coefficient(norm, self._max_norm)
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            parameter.grad = gradient.mul_(scale) if scale < 1 else gradient
+        if not self._parameters:
+            return
+        skip = verdict.isnan()
+        factor = torch.where(skip, torch.ones_like(verdict), verdict)
+        leaves = list(self._parameters.values())
+        for parameter, gradient in zip(leaves, gradients, strict=True):
+            # A factor of 1 keeps every bit.
+            parameter.grad = gradient.mul_(factor)
         self._adamw.param_groups[0]["lr"] = learning_rate
-        try:
-            self._adamw.step()
-        except RuntimeError as error:  # a rate of 1e38, say: torch refuses to make it a float32
-            raise StepError(
-                f"the optimizer step with learning rate {learning_rate:g} cannot be computed: "
-                f"{error}. Lower the learning rate."
-            ) from error
+        # As torch's GradScaler hands it to the fused optimizers.
+        vars(self._adamw)["found_inf"] = skip.to(torch.float32)
+        self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        return norm
+        # The fused kernel does not tell autograd, which then could not refuse a stale backward.
+        increment_version(leaves)
 
-    def state(self) -> tuple[dict[str, torch.Tensor], int]:
-        """``<name>.exp_avg`` and ``<name>.exp_avg_sq`` -> tensor, and the updates made so far."""
-        tensors: dict[str, torch.Tensor] = {}
-        updates = 0
-        for name, parameter in self._parameters.items():
-            state = self._adamw.state.get(parameter)
-            if state:
-                tensors |= {f"{name}.{moment}": state[moment] for moment in MOMENTS}
-                updates = int(state["step"])
-        return tensors, updates
+    def moments(self) -> dict[str, torch.Tensor]:
+        """``<name>.exp_avg`` and ``<name>.exp_avg_sq`` -> tensor; none before the first update."""
+        return {
+            f"{name}.{moment}": self._adamw.state[parameter][moment]
+            for name, parameter in self._parameters.items()
+            for moment in MOMENTS
+            if parameter in self._adamw.state
+        }
 
     def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
-        """The inverse of :meth:`state`."""
+        """Continue from :meth:`moments` after so many updates that were not skipped."""
         if not updates:
             return
         for name, parameter in self._parameters.items():
+            moments = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
             self._adamw.state[parameter] = {
-                "step": torch.tensor(float(updates)),
-                **{moment: tensors[f"{name}.{moment}"].clone() for moment in MOMENTS},
+                "step": torch.tensor(float(updates), device=parameter.device),
+                **{moment: value.to(parameter, copy=True) for moment, value in moments.items()},
             }
 
 
-def gradient_norm(gradients: Sequence[torch.Tensor]) -> float:
-    """Euclidean norm over all tensors, squared and summed in float64, tensor by tensor."""
-    return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+def add_squares(total: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``total`` plus the squared Euclidean norm of ``gradients``, in float64.
+
+    Tensor by tensor from the last to the first, as the stages come in the backward: the sum has the
+    same bits however the layers are cut into stages.
+    """
+    for gradient in reversed(gradients):
+        total = total + gradient.double().square().sum()
+    return total
 
 
-def clip_coefficient(norm: float, max_norm: float | None) -> float:
-    """What gradients are multiplied by, as ``torch.nn.utils.clip_grad_norm_`` computes it."""
-    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
+def judge(squares: torch.Tensor, loss: torch.Tensor, max_norm: float | None) -> torch.Tensor:
+    """The verdict on a step, as ``torch.nn.utils.clip_grad_norm_`` computes its coefficient.
+
+    Args:
+        squares: Squared norm of the whole gradient, float64 scalar.
+        loss: Any sum of the step's losses, float64 scalar; only whether it is finite counts.
+        max_norm: The norm that the gradient is scaled down to; None: not scaled.
+    """
+    norm = squares.sqrt()
+    factor = torch.ones_like(norm)
+    if max_norm is not None:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return torch.where(norm.isfinite() & loss.isfinite(), factor, torch.full_like(norm, torch.nan))

@@ -1,21 +1,24 @@
-"""Where one job's metrics, checkpoints and adapter go."""
+"""Where one job's metrics, checkpoints and adapter go, on rank 0."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorafusion.adapters.card import AdapterFacts, adapter_card
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.adapters.peft_format import StoredAdapter, save_adapter
+from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
-from lorafusion.training.checkpoint import Checkpoint, CheckpointWriter, Json
-from lorafusion.training.folders import ADAPTER, CHECKPOINTS
+from lorafusion.training.checkpoint import Checkpoint, Json
+from lorafusion.training.folders import ADAPTER
 from lorafusion.training.job import StepResult, TrainingJob
+from lorafusion.training.manifest import ManifestWriter
 from lorafusion.training.metrics import JobMetrics
 from lorafusion.training.result import JobResult, JobState
+from lorafusion.training.shard_writer import Shard
 
 # Settings that do not change what is trained: they may differ when a job is resumed.
 _FREE = {"output_dir", "logging_steps", "save_every"}
@@ -42,23 +45,45 @@ def fingerprint(spec: JobSpec, run: Mapping[str, Json]) -> dict[str, Json]:
     return {"job": job, **run}
 
 
+@dataclass(frozen=True)
+class ExportFacts:
+    """What an exported adapter says of the base.
+
+    Attributes:
+        base_model: Its name.
+        linears: All of its linears, the head among them.
+        fan_in_fan_out: Whether they store their weights as [in, out].
+    """
+
+    base_model: str
+    linears: Sequence[str]
+    fan_in_fan_out: bool
+
+
 class JobOutput:
     """The files of one job. Methods raise OutputError or CheckpointError: that job then fails."""
 
     def __init__(
         self,
         folder: Path,
-        writers: Executor,
+        manifests: ManifestWriter,
         *,
-        fingerprint: Mapping[str, Json],
+        targets: Sequence[str],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """``checkpoint``: what the job resumes from; later metrics are removed."""
+        """Nothing is written yet.
+
+        Args:
+            folder: Of the job.
+            manifests: Makes its checkpoints count.
+            targets: Full names of the adapted linears on all stages, in the base's order.
+            checkpoint: What the job resumes from; later metrics are removed.
+        """
         self.folder = folder
-        self._fingerprint = fingerprint
+        self._targets = targets
         self._metrics = JobMetrics(folder, resume_step=checkpoint.step if checkpoint else None)
-        self._writer = CheckpointWriter(folder / CHECKPOINTS, writers)
-        self._saved = checkpoint.step if checkpoint else None
+        self._manifests = manifests
+        self._expected = checkpoint.step if checkpoint else 0
         self._closed = False
 
     def record_step(self, job: TrainingJob, result: StepResult, *, tokens_per_s: float) -> None:
@@ -66,46 +91,57 @@ class JobOutput:
         if result.step in (1, job.total_steps) or result.step % job.spec.logging_steps == 0:
             values = {name: value for name, value in vars(result).items() if name != "step"}
             self._metrics.train(result.step, {**values, "tokens_per_s": tokens_per_s})
-        every = job.spec.save_every
-        if result.step == job.total_steps or (every is not None and result.step % every == 0):
-            self.save(job)
+        if job.shard.due():
+            self.expect(job)
 
     def record_eval(self, step: int, loss: float, tokens: int) -> None:
         """Metrics of an evaluation after ``step``."""
         self._metrics.eval(step, {"loss": loss, "tokens": tokens})
 
-    def save(self, job: TrainingJob) -> None:
-        """A checkpoint of the job's last finished step, if there is none yet."""
-        if job.step == 0 or job.step == self._saved:
-            return
-        self._metrics.sync()
-        tensors, state = job.checkpoint()
-        self._writer.save(job.step, tensors=tensors, state=state, fingerprint=self._fingerprint)
-        self._saved = job.step
+    def expect(self, job: TrainingJob) -> None:
+        """All stages save the job's last finished step, unless they have."""
+        if job.step != self._expected:
+            self._metrics.sync()
+            self._manifests.expect(job.step, job.state())
+            self._expected = job.step
 
-    def export(
-        self,
-        job: TrainingJob,
-        *,
-        base_model: str,
-        linears: Sequence[str],
-        fan_in_fan_out: bool,
-    ) -> Path:
-        """Write the PEFT folder, see :func:`save_adapter`."""
-        config = job.adapter.config
+    def add_shard(self, step: int, shard: Shard) -> None:
+        """A stage has written its part of a checkpoint."""
+        self._manifests.add(step, shard)
+
+    def complete(self) -> bool:
+        """Whether the last checkpoint that was asked for is on the disk; does not wait."""
+        return self._expected == 0 or self._manifests.written == self._expected
+
+    def export(self, job: TrainingJob, facts: ExportFacts) -> Path:
+        """Write the PEFT folder from the last checkpoint, see :func:`save_adapter`.
+
+        Raises:
+            StepError: A weight is not finite: an update may overflow, and after the last one no
+                loss would show it.
+        """
+        config = job.spec.adapter
         assert isinstance(config, LoraConfig)
+        names = [f"{name}.{factor}" for name in self._targets for factor in ("lora_A", "lora_B")]
+        tensors = self._manifests.newest().tensors(names)
+        bad = [name for name in names if not bool(tensors[name].isfinite().all())]
+        if bad:
+            raise StepError(
+                f"after step {job.step} {len(bad)} of its {len(names)} tensors are not finite, "
+                f"such as {bad[0]}. Lower the learning rate."
+            )
         modules = {
-            name: (module.parameters()["lora_A"], module.parameters()["lora_B"])
-            for name, module in job.adapter.modules.items()
+            name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]) for name in self._targets
         }
         folder = self.folder / ADAPTER
-        card = adapter_card(_facts(job, config, base_model))
-        adapter = StoredAdapter(config, base_model, modules, fan_in_fan_out)
-        save_adapter(folder, adapter, linears=linears, card=card)
+        card = adapter_card(_facts(job, config, facts.base_model))
+        adapter = StoredAdapter(config, facts.base_model, modules, facts.fan_in_fan_out)
+        save_adapter(folder, adapter, linears=facts.linears, card=card)
         return folder
 
     def withdraw(self) -> None:
-        """Remove an adapter that an earlier pause left: a failed job has none."""
+        """The job has failed: no checkpoint of it is finished, nor is an earlier adapter left."""
+        self._manifests.drop()
         shutil.rmtree(self.folder / ADAPTER, ignore_errors=True)
 
     def close(self) -> None:
@@ -114,7 +150,7 @@ class JobOutput:
             return
         self._closed = True
         try:
-            self._writer.close()
+            self._manifests.close()
         finally:
             self._metrics.close()
 

@@ -1,86 +1,76 @@
-"""A whole run in one process: load the base, prepare the jobs, train, say what came of it."""
+"""A whole run, on rank 0: load the base, prepare the jobs, train, say what came of it."""
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from lorafusion.adapters.bank import AdapterBank
-from lorafusion.adapters.initial import (
-    ResolvedAdapter,
-    note_on_base,
-    overwritten_by,
-    resolve_adapter,
-)
-from lorafusion.adapters.lora import LoraConfig
-from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
+from lorafusion.adapters.initial import ResolvedAdapter, note_on_base, overwritten_by
+from lorafusion.data.tokenizer import load_tokenizer
 from lorafusion.errors import (
     AdapterError,
     CheckpointError,
     DataError,
-    LorafusionError,
     ModelError,
     OutputError,
 )
-from lorafusion.files import token_cache, write_text_atomic
+from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import Base, load_base
-from lorafusion.models.refusals import longest_sample
-from lorafusion.models.stage import Stage
+from lorafusion.models.load import Base, check_base, combined_hash, load_base
+from lorafusion.models.part import Part
+from lorafusion.planner.devices import find_device
+from lorafusion.planner.plan import Limits
 from lorafusion.training import folders
+from lorafusion.training.alone import team_of_one
 from lorafusion.training.checkpoint import Checkpoint, Json, check_fingerprint, newest
+from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
 from lorafusion.training.events import Events
-from lorafusion.training.executor import Executor
 from lorafusion.training.generation import held_out_generation
 from lorafusion.training.job import TrainingJob
+from lorafusion.training.jobs_here import load_data, resolve
 from lorafusion.training.loop import TrainingLoop, Workplace
-from lorafusion.training.output import JobOutput, fingerprint
+from lorafusion.training.manifest import ManifestWriter
+from lorafusion.training.memory import device_memory, peak_rss_mb
+from lorafusion.training.options import RunOptions
+from lorafusion.training.output import ExportFacts, JobOutput, fingerprint
 from lorafusion.training.result import Generation, JobResult, RunResult
+from lorafusion.training.revision import Leave
+from lorafusion.training.shard_writer import shard_name
+from lorafusion.training.site import Site
+from lorafusion.training.team import Message, Team
 
 RESULT_FILE = "result.json"
 # Fewer rows a microbatch leave the GEMMs small; twice as many gained nothing on two CPU cores.
 AUTO_CAPACITY = 2048
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is to be done, beside what the job file says.
-
-    Attributes:
-        output: Folder of the run.
-        resume: Go on from each job's newest checkpoint.
-        overwrite: Remove an earlier run's results first.
-        threads: CPU threads in use, part of what bits depend on.
-        should_stop: Asked between microbatches; a reason means stop.
-        should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
-        generations: Let the base and each finished adapter answer one held-out prompt.
-    """
-
-    output: Path
-    resume: bool
-    overwrite: bool
-    threads: int
-    should_stop: Callable[[], str | None]
-    should_stop_job: Callable[[str], str | None]
-    generations: bool = False
+# What fails one job alone while it is prepared.
+_OF_ONE_JOB = (DataError, AdapterError, ModelError, OutputError, CheckpointError)
 
 
-def train(spec: RunSpec, options: RunOptions, events: Events) -> Generator[None, None, RunResult]:
+def train(
+    spec: RunSpec, options: RunOptions, events: Events, team: Team | None = None
+) -> Generator[None, None, RunResult]:
     """Train all jobs of ``spec`` at once, step by step: a generator that returns the result.
 
     It yields after each microbatch, when all that ``events`` was told of is done. A job that cannot
     be trained fails alone, and its result says why.
 
+    Args:
+        spec: The run.
+        options: How.
+        events: Told what happens.
+        team: The ranks, of which this is the first; alone if None.
+
     Raises:
         OutputError: An output folder cannot be used.
         ModelError: The base cannot be used.
+        PlanError: More stages than layers, or no plan can be made.
     """
     started = time.perf_counter()
     with folders.claim_folder(options.output):
@@ -89,11 +79,10 @@ def train(spec: RunSpec, options: RunOptions, events: Events) -> Generator[None,
             folders.prepare_job_folder(
                 job_folder(job, options.output), resume=options.resume, overwrite=options.overwrite
             )
-        events.status(f"loading {spec.base_model}")
-        base = load_base(spec.base_model, spec.dtype)
+        run = _Run(spec, options, events, team or team_of_one())
+        run.load()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
-            run = _Run(spec, options, events, base, writers)
-            run.prepare()
+            run.prepare(writers)
             result = yield from run.train(started)
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
         write_text_atomic(options.output / RESULT_FILE, text + "\n")
@@ -118,55 +107,82 @@ def _keep_starting_points(spec: RunSpec, output: Path) -> None:
             )
 
 
-class _Run:
-    """The pieces of one run, between loading the base and the result."""
+@dataclass(frozen=True)
+class _Prepared:
+    """A job between its data and its place on the stages."""
 
-    def __init__(
-        self,
-        spec: RunSpec,
-        options: RunOptions,
-        events: Events,
-        base: Base,
-        writers: ThreadPoolExecutor,
-    ) -> None:
+    spec: JobSpec
+    data: JobData
+
+
+class _Run:
+    """The pieces of one run, from its data to its result."""
+
+    def __init__(self, spec: RunSpec, options: RunOptions, events: Events, team: Team) -> None:
         self._spec = spec
         self._options = options
         self._events = events
-        self._base = base
-        self._writers = writers
-        self._hash = base.fingerprint()
-        self._stage = Stage(base)
-        self._bank = AdapterBank(base.model)
-        self._tokenizer: Tokenizer = load_tokenizer(spec.base_model)
+        self._team = team
+        self._tokenizer = load_tokenizer(spec.base_model)
         self._jobs: list[TrainingJob] = []
         self._outputs: dict[str, JobOutput] = {}
         self._failed: dict[str, JobResult] = {}
+        self._leaves: list[Leave] = []
         self._generations: dict[str, Generation] = {}
 
-    def prepare(self) -> None:
-        """Data, adapter and output of every job; what cannot be prepared has failed."""
-        for spec in self._spec.jobs:
-            self._events.status(f"preparing {spec.name}")
+    def load(self) -> None:
+        """The data of every job, then the base, each rank its part; what fails has failed."""
+        config = check_base(self._spec.base_model)
+        prepared: list[_Prepared] = []
+        for job in self._spec.jobs:
+            self._events.status(f"preparing {job.name}")
             try:
-                self._prepare_job(spec)
-            except (DataError, AdapterError, ModelError, OutputError, CheckpointError) as error:
-                folder = str(job_folder(spec, self._options.output))
-                failed = JobResult(spec.name, "failed", reason=str(error), folder=folder)
-                self._failed[spec.name] = failed
-                self._events.ended(self._failed[spec.name])
+                prepared.append(_Prepared(*load_data(job, config, self._tokenizer)))
+            except _OF_ONE_JOB as error:
+                self._fail(job, error)
+        self._prepared = prepared
+        self._capacity = self._choose_capacity()
+        self._cut = self._choose_cut(config)
+        layers = [[part.start, part.stop] for part in self._cut.layers]
+        self._team.post.publish(
+            {"kind": "start", "layers": layers, "recompute": self._cut.recompute}
+        )
+        self._events.status(f"loading {self._spec.base_model}")
+        part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
+        spec = self._spec
+        self._base: Base = load_base(spec.base_model, spec.dtype, part, self._team.device)
+        self._hashes = self._base.tensor_hashes()
+        hashes = dict(self._hashes)
+        for message in self._gather("base").values():
+            hashes |= message["hashes"]
+        self._hash = combined_hash(hashes)
+
+    def prepare(self, writers: ThreadPoolExecutor) -> None:
+        """Adapter and output of every job, on all stages; what cannot be prepared has failed."""
+        self._site = Site(
+            self._base,
+            self._team,
+            writers,
+            recompute=self._cut.recompute,
+            deterministic=self._spec.deterministic,
+        )
+        for job in self._prepared:
+            try:
+                self._prepare_job(job, writers)
+            except _OF_ONE_JOB as error:
+                self._fail(job.spec, error)
+        self._tell_jobs()
 
     def train(self, started: float) -> Generator[None, None, RunResult]:
         """Run the loop and gather the results."""
         loop = TrainingLoop(
-            self._workplace(),
-            self._jobs,
-            self._outputs,
-            on_removed=self._leave,
+            self._workplace(), self._jobs, self._outputs, on_finished=self._generate
         )
+        loop.let_go(self._leaves)
         yield from loop.run()
-        self._report_held(loop)
-        after = self._base.fingerprint()
-        assert after == self._hash, "the base's weights changed during the run"
+        done = self._gather("done")
+        self._report_held(loop, [int(message["held_bytes"]) for message in done.values()])
+        assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
         results = {**self._failed, **loop.results}
         return RunResult(
             jobs=tuple(
@@ -180,75 +196,92 @@ class _Run:
             base_sha256=self._hash,
         )
 
-    def _leave(self, job: TrainingJob) -> None:
-        """Free the slot of a job that has ended, after its adapter's last answer."""
-        if self._options.generations and job.finished:
-            generation = held_out_generation(self._base, self._bank, self._tokenizer, job)
+    def _prepare_job(self, job: _Prepared, writers: ThreadPoolExecutor) -> None:
+        spec, adapter = resolve(job.spec, self._base.names)
+        if adapter.source is not None:
+            note = note_on_base(adapter.source, self._spec.base_model)
+            if note is not None:
+                self._events.note(f"job {spec.name}: {note}")
+        folder = job_folder(spec, self._options.output)
+        prints = fingerprint(spec, self._fingerprint(job.data, adapter))
+        checkpoint = self._checkpoint(folder, prints)
+        shards = [shard_name(stage) for stage in range(self._team.stages)]
+        manifests = ManifestWriter(folder / folders.CHECKPOINTS, writers, shards, prints)
+        manifests.start(checkpoint.step if checkpoint else 0)
+        shard = self._site.join(spec, job.data, adapter, folder, checkpoint)
+        training = TrainingJob(spec, job.data, shard)
+        if checkpoint is not None:
+            training.restore(checkpoint.state, step=checkpoint.step)
+        try:
+            output = JobOutput(folder, manifests, targets=adapter.targets, checkpoint=checkpoint)
+        except OutputError:
+            self._leaves.append(Leave(spec.name, training.step, save=False))
+            raise
+        self._jobs.append(training)
+        self._outputs[spec.name] = output
+        report = job.data.training.report
+        self._events.ready(spec.name, report, done=training.step, total_steps=training.total_steps)
+
+    def _tell_jobs(self) -> None:
+        """Put the jobs on the other stages too; one that a stage cannot hold has failed."""
+        wanted = [
+            {"name": job.name, "folder": str(self._outputs[job.name].folder), "step": job.step}
+            for job in self._jobs
+        ]
+        self._team.post.publish({"kind": "jobs", "jobs": wanted})
+        for rank, message in self._gather("ready").items():
+            for name, reason in message["failed"].items():
+                for job in [job for job in self._jobs if job.name == name]:
+                    self._jobs.remove(job)
+                    self._outputs.pop(name).close()
+                    self._leaves.append(Leave(name, job.step, save=False))
+                    self._fail(job.spec, f"stage {rank}: {reason}")
+
+    def _gather(self, kind: str) -> dict[int, Message]:
+        """One message of a kind from each of the other ranks."""
+        found: dict[int, Message] = {}
+        while len(found) < self._team.stages - 1:
+            rank, message = self._team.post.wait()
+            if message["kind"] == kind:
+                found[rank] = message
+        return dict(sorted(found.items()))
+
+    def _generate(self, job: TrainingJob) -> None:
+        """The answer of an adapter that is done, while it is still there."""
+        if self._options.generations:
+            generation = held_out_generation(self._base, self._site.bank, self._tokenizer, job)
             if generation is not None:
                 self._generations[job.name] = generation
-        self._bank.remove(job.slot)
 
     def _workplace(self) -> Workplace:
-        capacity = self._spec.capacity
-        if capacity == "auto":
-            capacity = max([AUTO_CAPACITY, *(job.data.longest for job in self._jobs)])
-        executor = Executor(self._stage, self._bank, deterministic=self._spec.deterministic)
+        site = self._site
         return Workplace(
-            executor=executor,
-            capacity=capacity,
-            base_model=self._spec.base_model,
-            linears=self._bank.linears_and_head,
-            fan_in_fan_out=self._bank.fan_in_fan_out,
+            team=self._team,
+            executor=site.executor,
+            residents=site.residents,
+            limits=Limits(self._capacity, stages=self._team.stages),
+            facts=ExportFacts(
+                self._spec.base_model, site.bank.linears_and_head, site.bank.fan_in_fan_out
+            ),
             events=self._events,
             should_stop=self._options.should_stop,
             should_stop_job=self._options.should_stop_job,
         )
 
-    def _prepare_job(self, spec: JobSpec) -> None:
-        resolved = self._resolve_adapter(spec)
-        spec = self._fit_length(spec).model_copy(update={"adapter": resolved.config})
-        data = JobData.load(spec, self._tokenizer, token_cache())
-        prints = fingerprint(spec, self._fingerprint(data, resolved))
-        folder = job_folder(spec, self._options.output)
-        checkpoint = self._checkpoint(folder, prints)
-        adapter = self._bank.add(resolved.config, resolved.targets, seed=spec.seed)
-        try:
-            initial = resolved.initial_tensors()
-            if initial is not None:
-                adapter.load(initial)
-            job = TrainingJob(spec, data, adapter, deterministic=self._spec.deterministic)
-            if checkpoint is not None:
-                job.restore(checkpoint)
-            output = JobOutput(folder, self._writers, fingerprint=prints, checkpoint=checkpoint)
-        except LorafusionError:
-            self._bank.remove(adapter.slot)
-            raise
-        self._jobs.append(job)
-        self._outputs[spec.name] = output
-        self._events.ready(
-            spec.name, data.training.report, done=job.step, total_steps=job.total_steps
-        )
+    def _choose_capacity(self) -> int:
+        if self._spec.capacity != "auto":
+            return self._spec.capacity
+        return max([AUTO_CAPACITY, *(job.data.longest for job in self._prepared)])
 
-    def _resolve_adapter(self, spec: JobSpec) -> ResolvedAdapter:
-        assert isinstance(spec.adapter, LoraConfig)
-        resolved = resolve_adapter(spec.adapter, self._bank.names)
-        if resolved.source is not None:
-            note = note_on_base(resolved.source, self._spec.base_model)
-            if note is not None:
-                self._events.note(f"job {spec.name}: {note}")
-        return resolved
-
-    def _fit_length(self, spec: JobSpec) -> JobSpec:
-        """A default ``max_seq_len`` gives way to a shorter base; one that was set does not."""
-        longest = longest_sample(self._base.model.config)
-        if longest is None or spec.max_seq_len <= longest:
-            return spec
-        if "max_seq_len" in spec.model_fields_set:
-            raise DataError(
-                f"job {spec.name!r}: max_seq_len {spec.max_seq_len} is above what the base was "
-                f"made for; allowed: up to {longest}."
-            )
-        return spec.model_copy(update={"max_seq_len": longest})
+    def _choose_cut(self, config: Any) -> Cut:
+        device, stages = self._team.device, self._team.stages
+        profile = find_device("h100" if device.type == "cuda" else "cpu")
+        memory = device_memory(device, stages)
+        ground = Ground(profile, memory, stages, self._capacity)
+        cut = choose_cut(self._spec, config, [job.data for job in self._prepared], ground)
+        if cut.note is not None:
+            self._events.note(cut.note)
+        return cut
 
     def _checkpoint(self, folder: Path, prints: dict[str, Json]) -> Checkpoint | None:
         if not self._options.resume:
@@ -271,20 +304,16 @@ class _Run:
         # Rounding depends on how a GEMM is cut over threads; elsewhere that is within tolerance.
         return {**prints, "threads": self._options.threads} if self._spec.deterministic else prints
 
-    def _report_held(self, loop: TrainingLoop) -> None:
+    def _fail(self, spec: JobSpec, error: Exception | str) -> None:
+        folder = str(job_folder(spec, self._options.output))
+        result = JobResult(spec.name, "failed", reason=str(error), folder=folder)
+        self._failed[spec.name] = result
+        self._events.ended(result)
+
+    def _report_held(self, loop: TrainingLoop, others: list[int]) -> None:
         if self._spec.deterministic and loop.results:
-            peak = sum(job.gradients.held_bytes_peak for job in self._jobs)
+            peak = sum(others) + self._site.held_bytes
             self._events.note(
                 f"deterministic: at most {peak / 1e6:.1f} MB of gradients were held until their "
                 "sample's turn (sum of the jobs' peaks)."
             )
-
-
-def peak_rss_mb() -> float:
-    """Most memory this process has held so far, in MB of 10^6 bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would start from what the parent process held
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024 / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

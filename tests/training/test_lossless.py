@@ -91,8 +91,8 @@ def test_gradients_of_the_first_step(dtype: str, bound: float, jobs: Jobs, tiny_
         alone = Bench(tiny_base, [job], dtype=dtype)
         alone.randomise_b()
         alone.run(Place("train", (alone.first_step(job["name"]),)))
-        expected = dict(enumerate(alone.jobs[job["name"]].gradients.finish()))
-        found = dict(enumerate(together.jobs[job["name"]].gradients.finish()))
+        expected = dict(enumerate(alone.jobs[job["name"]].shard.gradients.finish()))
+        found = dict(enumerate(together.jobs[job["name"]].shard.gradients.finish()))
         assert all(gradient.abs().max() > 0 for gradient in expected.values())
         worst = max(worst, runs.worst_difference(found, expected))
     runs.figure(f"{dtype}, gradients of the first step, worst tensor", worst)
@@ -108,7 +108,7 @@ def test_initial_weights_come_from_seed_and_module_alone(jobs: Jobs, tiny_base: 
     """Not from the slot, the neighbours, the order, or the rank of others."""
     forward, backward = Bench(tiny_base, jobs), Bench(tiny_base, jobs[::-1])
     for job in jobs:
-        ours = forward.jobs[job["name"]].parameters
-        theirs = backward.jobs[job["name"]].parameters
+        ours = forward.jobs[job["name"]].shard.parameters
+        theirs = backward.jobs[job["name"]].shard.parameters
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)

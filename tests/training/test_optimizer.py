@@ -8,7 +8,7 @@ import torch
 
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.gradients import GradientSum
-from lorafusion.training.optimizer import JobOptimizer, clip_coefficient, gradient_norm
+from lorafusion.training.optimizer import JobOptimizer, add_squares, judge
 
 
 def spec(**settings: Any) -> JobSpec:
@@ -26,16 +26,28 @@ def gradients(step: int, size: float = 1.0) -> list[torch.Tensor]:
     return [size * torch.randn(s, dtype=torch.float64, generator=generator) for s in shapes]
 
 
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+def step(
+    optimizer: JobOptimizer, whole: list[torch.Tensor], rate: float, limit: float | None = None
+) -> float:
+    """One step as a run does it; returns the gradient's norm."""
+    squares = add_squares(ZERO, whole)
+    optimizer.apply(whole, judge(squares, ZERO, limit), learning_rate=rate)
+    return float(squares.sqrt())
+
+
 @pytest.mark.parametrize("max_norm", [None, 0.5, 3.0, 1e9])
 def test_clips_and_steps_as_torch_does(max_norm: float | None) -> None:
     ours, theirs = leaves(), leaves()
     settings = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6}
-    optimizer = JobOptimizer(spec(max_grad_norm=max_norm, **settings), ours)
+    optimizer = JobOptimizer(spec(**settings), ours)
     adamw = torch.optim.AdamW(theirs.values(), betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
-    for step in range(1, 6):
-        rate = 0.01 * step
-        norm = optimizer.step(gradients(step), learning_rate=rate)
-        for leaf, gradient in zip(theirs.values(), gradients(step), strict=True):
+    for number in range(1, 6):
+        rate = 0.01 * number
+        norm = step(optimizer, gradients(number), rate, max_norm)
+        for leaf, gradient in zip(theirs.values(), gradients(number), strict=True):
             leaf.grad = gradient
         limit = math.inf if max_norm is None else max_norm
         expected = torch.nn.utils.clip_grad_norm_(theirs.values(), limit)
@@ -46,48 +58,73 @@ def test_clips_and_steps_as_torch_does(max_norm: float | None) -> None:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-12, atol=0)
 
 
-def test_clip_coefficient() -> None:
-    assert clip_coefficient(1e6, None) == 1.0
-    assert clip_coefficient(0.5, 1.0) == 1.0
-    assert clip_coefficient(4.0, 1.0) == pytest.approx(0.25, rel=1e-6)
+def test_verdicts() -> None:
+    def verdict(squares: float, loss: float, limit: float | None) -> float:
+        return float(judge(torch.tensor(squares), torch.tensor(loss), limit))
+
+    assert verdict(1e12, 1.0, None) == 1.0
+    assert verdict(0.25, 1.0, 1.0) == 1.0
+    assert verdict(16.0, 1.0, 1.0) == pytest.approx(0.25, rel=1e-6)
+    bad = (math.nan, math.inf)
+    assert all(math.isnan(verdict(squares, 1.0, 1.0)) for squares in bad)
+    assert all(math.isnan(verdict(1.0, loss, None)) for loss in (*bad, -math.inf))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
-    ours = leaves()
-    optimizer = JobOptimizer(spec(), ours)
-    optimizer.step(gradients(1), learning_rate=0.1)
+    ours, theirs = leaves(), leaves()
+    optimizer, other = JobOptimizer(spec(), ours), JobOptimizer(spec(), theirs)
+    for one in (optimizer, other):
+        step(one, gradients(1), 0.1)
     before = {name: leaf.detach().clone() for name, leaf in ours.items()}
-    moments, updates = optimizer.state()
-    moments = {name: tensor.clone() for name, tensor in moments.items()}
+    moments = {name: tensor.clone() for name, tensor in optimizer.moments().items()}
     poisoned = gradients(2)
     poisoned[1][2, 1] = bad
-    assert not math.isfinite(optimizer.step(poisoned, learning_rate=0.1))
-    after, still = optimizer.state()
-    assert updates == still == 1
+    step(optimizer, poisoned, 0.1)
     assert all(torch.equal(before[name], leaf) for name, leaf in ours.items())
-    assert all(torch.equal(moments[name], tensor) for name, tensor in after.items())
+    assert all(torch.equal(moments[name], t) for name, t in optimizer.moments().items())
+    for one in (optimizer, other):  # nor was it counted as an update
+        step(one, gradients(3), 0.1)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_step_is_seen_by_autograd() -> None:
+    """A backward through weights that have changed since its forward must be refused."""
+    ours = leaves()
+    product = (ours["a"] * ours["b"]).sum()
+    step(JobOptimizer(spec(), ours), gradients(1), 0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
 
 
 def test_state_goes_into_a_new_optimizer_and_on_to_the_same_weights() -> None:
     whole, halves = leaves(), leaves()
     straight = JobOptimizer(spec(), whole)
-    for step in range(1, 7):
-        straight.step(gradients(step), learning_rate=0.01)
+    for number in range(1, 7):
+        step(straight, gradients(number), 0.01)
     first = JobOptimizer(spec(), halves)
-    for step in range(1, 4):
-        first.step(gradients(step), learning_rate=0.01)
+    for number in range(1, 4):
+        step(first, gradients(number), 0.01)
     second = JobOptimizer(spec(), halves)
-    second.load(*first.state())
-    for step in range(4, 7):
-        second.step(gradients(step), learning_rate=0.01)
+    second.load(first.moments(), 3)
+    for number in range(4, 7):
+        step(second, gradients(number), 0.01)
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
-def test_the_norm_is_summed_in_float64() -> None:
-    many = [torch.full((1 << 20,), 1e-4), torch.full((1,), 100.0)]
-    exact = math.sqrt((1 << 20) * float(many[0][0].double()) ** 2 + 1e4)
-    assert gradient_norm(many) == pytest.approx(exact, rel=1e-12)
+def test_a_job_may_have_nothing_on_a_stage() -> None:
+    optimizer = JobOptimizer(spec(), {})
+    assert step(optimizer, [], 0.1) == 0.0
+    assert optimizer.moments() == {}
+
+
+def test_the_norm_is_summed_in_float64_and_alike_over_any_stages() -> None:
+    many = [torch.full((1 << 20,), 1e-4), torch.full((1,), 100.0), torch.full((7,), 1e-3)]
+    exact = (1 << 20) * float(many[0][0].double()) ** 2 + 1e4 + 7 * float(many[2][0].double()) ** 2
+    whole = add_squares(ZERO, many)
+    assert float(whole) == pytest.approx(exact, rel=1e-12)
+    for cut in (1, 2):
+        assert torch.equal(add_squares(add_squares(ZERO, many[cut:]), many[:cut]), whole)
 
 
 def put(leaves: list[torch.Tensor], value: float) -> None:

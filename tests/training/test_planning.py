@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Place, Plan
 from lorafusion.planner.queue import JobQueue, advance
 from lorafusion.planner.windows import next_window
-from lorafusion.training import loop
+from lorafusion.training import windows
 from lorafusion.training.checkpoint import newest
 from lorafusion.training.events import Events
 from lorafusion.training.executor import Executor
 from lorafusion.training.job import StepResult, TrainingJob
-from lorafusion.training.loop import TrainingLoop
+from lorafusion.training.windows import Windows
 from tests.planner.test_ahead import children
 from tests.training import runs
 from tests.training.places import Bench
@@ -55,15 +55,17 @@ def expected(jobs: Jobs, tiny_base: Path, tmp_path_factory: pytest.TempPathFacto
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Plan]]:
     """Windows of a few places; the plans that were run. Afterwards no process is left."""
     plans: list[Plan] = []
-    run_window = TrainingLoop._run_window
+    next_plan = Windows.next_plan
 
-    def recording(self: TrainingLoop, plan: Plan) -> Any:
-        plans.append(plan)
-        return run_window(self, plan)
+    def recording(self: Windows) -> Plan | None:
+        plan = next_plan(self)
+        if plan is not None:
+            plans.append(plan)
+        return plan
 
     before = children(os.getpid())
-    monkeypatch.setattr(loop, "WINDOW", WINDOW)
-    monkeypatch.setattr(TrainingLoop, "_run_window", recording)
+    monkeypatch.setattr(windows, "WINDOW", WINDOW)
+    monkeypatch.setattr(Windows, "next_plan", recording)
     yield plans
     assert children(os.getpid()) == before
 
@@ -126,13 +128,13 @@ def test_plans_do_not_depend_on_who_is_faster(
     runs.run(tmp_path / "training waits", tiny_base, jobs, **SETTINGS)
     first = list(small_windows)
     small_windows.clear()
-    run = Executor.run
+    forward = Executor.forward
 
-    def slow(self: Executor, place: Place, jobs: Mapping[str, TrainingJob]) -> None:
+    def slow(self: Executor, place: Place, upcoming: Callable[[], Place | None]) -> None:
         time.sleep(0.05)
-        run(self, place, jobs)
+        forward(self, place, upcoming)
 
-    monkeypatch.setattr(Executor, "run", slow)
+    monkeypatch.setattr(Executor, "forward", slow)
     runs.run(tmp_path / "the planner waits", tiny_base, jobs, **SETTINGS)
     assert small_windows == first
 

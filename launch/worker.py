@@ -1,0 +1,260 @@
+"""What one rank does, from its start to its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from lorafusion.errors import LorafusionError
+from lorafusion.jobs.loading import RunFile, read_run_file
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.launch.codes import (
+    BAD_INPUT,
+    FAULT,
+    EndedByRankZero,
+    StoppedEarly,
+    exit_code,
+)
+from lorafusion.launch.environment import prepare_environment
+from lorafusion.launch.log import RankLog
+from lorafusion.launch.report import announce, conclude
+from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
+from lorafusion.launch.world import World
+
+if TYPE_CHECKING:
+    from lorafusion.launch.startup import Facts
+    from lorafusion.training.team import Recorder, Team
+
+START_TIMEOUT_S = 120.0
+HANG_TIMEOUT_S = 300.0
+# The main thread ends by itself once a rank is lost, unless it is stuck.
+GRACE_S = 10.0
+# A rank that ends because another is lost leaves after it: torchrun names whom it sees first, and
+# looks every 0.1 s.
+LAST_S = 0.5
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """How the ranks of a run do it, the same on all.
+
+    Attributes:
+        file: The job file.
+        stages: How many there are.
+        output: Folder of the run; None: what the file says, else runs/FILE.
+        existing: What to do with an earlier run's results in ``output``.
+        hang_timeout_s: Without progress on any rank, until the run is ended.
+        start_timeout_s: Within which every rank must have come.
+        recorder: Makes this rank's recorder; given the seconds to add to ``time.perf_counter()``
+            to get rank 0's. None: nothing is kept.
+    """
+
+    file: Path
+    stages: int
+    output: Path | None = None
+    existing: Existing = "refuse"
+    hang_timeout_s: float = HANG_TIMEOUT_S
+    start_timeout_s: float = START_TIMEOUT_S
+    recorder: Callable[[float], Recorder] | None = None
+
+
+class _EarlySignals:
+    """On rank 0 a signal ends what comes before and after the run itself.
+
+    Once something else ends it, none counts: torchrun sends SIGTERM to all ranks when it has lost
+    one.
+    """
+
+    over = False
+
+    def take(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if not self.over:
+            raise StoppedEarly(number)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process while it takes part in a run.
+
+    Attributes:
+        world: Which rank it is.
+        options: How the run is done.
+        run: The job file; None if it cannot be read.
+        problem: What is wrong with it.
+        output: Folder of the run.
+        existing: What to do with earlier results there; a restart goes on from them.
+        log: This rank's.
+        early: Signals outside of the run itself.
+        stop: Asked to stop by a signal, on rank 0.
+    """
+
+    world: World
+    options: RankOptions
+    run: RunFile | None
+    problem: LorafusionError | None
+    output: Path
+    existing: Existing
+    log: RankLog
+    early: _EarlySignals
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the job file says; ranks with a bad one do not get far enough to ask."""
+        assert self.run is not None and self.run.spec is not None
+        return self.run.spec
+
+
+def output_folder(file: Path, spec: RunSpec | None, output: Path | None) -> Path:
+    """Where a run's results go."""
+    return output or Path((spec and spec.output_dir) or Path("runs", file.stem))
+
+
+def run_rank(
+    options: RankOptions,
+    lead: Callable[[Rank, Team], int],
+    follow: Callable[[Rank, Team], None],
+    *,
+    show: Callable[[BaseException], None],
+) -> int:
+    """Meet the other ranks, compare, connect, and do this rank's part.
+
+    Args:
+        options: How.
+        lead: Rank 0's part; returns what to exit with.
+        follow: The others' part.
+        show: Tells the user of an error; rank 0's.
+
+    Returns:
+        What to exit with. Whatever went wrong is in the logs and shown by then.
+    """
+    try:
+        world = World.read()
+    except LorafusionError as error:
+        show(error)
+        return BAD_INPUT
+    signals = _EarlySignals()
+    for number in SIGNALS:  # the others end when rank 0 tells them, or when it is gone
+        signal.signal(number, signal.SIG_IGN if world.rank else signals.take)
+    announce(world.rank)
+    rank = _prepare(world, options, signals)
+    try:
+        code = _take_part(rank, lead, follow)
+    except BaseException as error:
+        return _failed(rank, error, show)
+    rank.log.say(f"done, exit code {code}")
+    return conclude(world.rank, code)
+
+
+def _prepare(world: World, options: RankOptions, signals: _EarlySignals) -> Rank:
+    run, problem = None, None
+    try:
+        run = read_run_file(options.file)
+        run.valid()
+    except LorafusionError as error:
+        problem = error
+    output = output_folder(options.file, run and run.spec, options.output)
+    existing = "resume" if world.restarts else options.existing
+    log = RankLog(output, world.rank)
+    log.say(
+        f"rank {world.rank} of {world.ranks} on {world.host}, process {os.getpid()}, "
+        f"start {world.restarts + 1}"
+    )
+    return Rank(world, options, run, problem, output, existing, log, signals)
+
+
+def _take_part(
+    rank: Rank, lead: Callable[[Rank, Team], int], follow: Callable[[Rank, Team], None]
+) -> int:
+    prepare_environment()
+    # Importing torch takes seconds: not before the log is open.
+    from lorafusion.launch.startup import (
+        agree,
+        check_stages,
+        compare,
+        gather_facts,
+        meet_at_store,
+    )
+    from lorafusion.launch.team import TeamOptions, join_team
+
+    options, world = rank.options, rank.world
+    check_stages(world, options.stages)
+    store = meet_at_store(world, options.start_timeout_s)
+    facts = gather_facts(world, options.file, stages=options.stages, error=rank.problem)
+
+    def check(all_facts: Sequence[Facts]) -> None:
+        if rank.problem is not None:
+            raise rank.problem
+        compare(all_facts)
+        _check_base(rank)
+
+    agree(store, world, facts, check, options.start_timeout_s)
+    team_options = TeamOptions(
+        world,
+        store=store,
+        start_timeout_s=options.start_timeout_s,
+        hang_timeout_s=options.hang_timeout_s,
+        recorder=options.recorder,
+        on_problem=lambda error: _end_soon(rank, error),
+        on_hang=rank.log.stacks,
+    )
+    with join_team(team_options) as team:
+        rank.log.say(f"connected to all ranks, computing on {team.device}")
+        if team.first:
+            return lead(rank, team)
+        follow(rank, team)
+    return 0
+
+
+def _check_base(rank: Rank) -> None:
+    """From the config alone, as rank 0 can before anything is loaded."""
+    from lorafusion.models.load import check_base
+    from lorafusion.planner.shape import ModelShape
+    from lorafusion.planner.stages import cut_layers
+
+    spec = rank.spec
+    shape = ModelShape.from_config(check_base(spec.base_model).to_dict(), spec.dtype)
+    cut_layers([1.0] * shape.layers, rank.options.stages)
+
+
+def _failed(rank: Rank, error: BaseException, show: Callable[[BaseException], None]) -> int:
+    rank.early.over = True
+    code = exit_code(error)
+    if isinstance(error, EndedByRankZero):
+        rank.log.say(f"ended by rank 0, exit code {code}: {error}")
+        if error.__cause__ is not None:  # what was met here first
+            rank.log.error(error.__cause__)
+    else:
+        rank.log.error(error)
+    if rank.world.rank == 0:
+        show(error)
+    if code != FAULT:
+        return conclude(rank.world.rank, code)
+    time.sleep(LAST_S)
+    return code
+
+
+def _end_soon(rank: Rank, error: LorafusionError) -> None:
+    """End this process if the main thread has not by then."""
+    rank.early.over = True
+
+    def end() -> None:
+        rank.log.say(f"the main thread did not end within {GRACE_S:g} s: {error}")
+        rank.log.stacks()
+        if rank.world.rank == 0:
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+        os._exit(exit_code(error))
+
+    timer = threading.Timer(GRACE_S, end)
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,106 @@
+"""``python -m lorafusion.launch FILE --stages S``: what one rank shows; torchrun starts it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorafusion.cli import show_error
+from lorafusion.cli.train import existing_results, resume_command, show_run
+from lorafusion.errors import LorafusionError
+from lorafusion.launch.codes import StoppedEarly
+from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
+
+if TYPE_CHECKING:
+    from lorafusion.launch.worker import Rank
+    from lorafusion.training.team import Team
+
+
+def main() -> None:
+    """Entry point of every rank."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command("python -m lorafusion.launch", help=None)(command)
+    app(prog_name="python -m lorafusion.launch")
+
+
+def command(  # noqa: PLR0913 - one argument an option
+    file: Annotated[Path, typer.Argument(help="The job file (YAML).")],
+    stages: Annotated[int, typer.Option(min=1, help="Pipeline stages: one rank each.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run, the same for all ranks."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from each job's newest checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run's results.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end, the rest on stderr.")
+    ] = False,
+    hang_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds without progress on any rank: the run hangs.")
+    ] = HANG_TIMEOUT_S,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds within which every rank must have come.")
+    ] = START_TIMEOUT_S,
+) -> None:
+    """One rank of a run whose base is cut into pipeline stages. torchrun starts one for each.
+
+    Exit code: as `lorafusion train`, on rank 0; on the others 0, or 2 or 1 if an error ended all.
+    """
+    options = RankOptions(
+        file,
+        stages,
+        output,
+        existing=existing_results(resume=resume, overwrite=overwrite),
+        hang_timeout_s=hang_timeout,
+        start_timeout_s=start_timeout,
+    )
+    _leave(_run(options, as_json=as_json))
+
+
+def _run(options: RankOptions, *, as_json: bool) -> int:
+    def lead(rank: Rank, team: Team) -> int:
+        from lorafusion.launch.lead import lead_run
+
+        for note in rank.run.notes if rank.run else ():
+            typer.echo(f"note: {note}", err=as_json)
+        return show_run(
+            rank.spec,
+            lambda events: lead_run(rank, team, events),
+            rank.stop,
+            as_json=as_json,
+            resume=resume_command(options.file, options.output, options.stages),
+        )
+
+    def follow(rank: Rank, team: Team) -> None:
+        from lorafusion.cli.quiet import quiet_transformers
+        from lorafusion.launch.lead import follow_run
+
+        quiet_transformers()
+        follow_run(rank, team)
+
+    return run_rank(options, lead, follow, show=_show)
+
+
+def _show(error: BaseException) -> None:
+    if isinstance(error, LorafusionError):
+        show_error(error)
+    elif isinstance(error, StoppedEarly):
+        typer.echo(str(error), err=True)
+    else:
+        traceback.print_exception(error)
+
+
+def _leave(code: int) -> None:
+    """End at once: a thread that still waits for another rank would crash Python as it ends."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,51 @@
+"""A team of one: a run whose base is whole, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from queue import Empty, SimpleQueue
+
+import torch
+
+from lorafusion.training.team import Message, SpanKind, Team
+
+
+class SilentRecorder:
+    """Keeps nothing."""
+
+    def span(self, kind: SpanKind, place: int, name: str) -> AbstractContextManager[None]:
+        """Nothing is kept."""
+        return nullcontext()
+
+    def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
+        """Nothing is kept."""
+
+
+class _Pigeonhole:
+    """The post of rank 0 alone: what it reports comes back to it, from any thread."""
+
+    def __init__(self) -> None:
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+
+    def publish(self, message: Message) -> None:
+        """There is nobody else."""
+
+    def report(self, message: Message) -> None:
+        self._messages.put(message)
+
+    def poll(self) -> list[tuple[int, Message]]:
+        found: list[tuple[int, Message]] = []
+        while True:
+            try:
+                found.append((0, self._messages.get_nowait()))
+            except Empty:
+                return found
+
+    def wait(self) -> tuple[int, Message]:
+        return 0, self._messages.get()
+
+
+def team_of_one() -> Team:
+    """The only rank of a run, on the CPU."""
+    return Team(0, 1, torch.device("cpu"), _Pigeonhole(), SilentRecorder())

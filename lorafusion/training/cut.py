@@ -1,0 +1,108 @@
+"""Which layers each stage holds, and whether they are recomputed: predicted from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorafusion.errors import PlanError
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.planner.capacity import typical_counts
+from lorafusion.planner.cost import Counts
+from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.devices import DeviceProfile
+from lorafusion.planner.memory import memory_limit
+from lorafusion.planner.queue import JobQueue
+from lorafusion.planner.shape import ModelShape
+from lorafusion.planner.stages import cut_layers
+from lorafusion.training.data import JobData
+from lorafusion.training.queues import adapter_rank
+
+# Steps of each job that stand for its mix of lengths.
+TYPICAL_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the base is run.
+
+    Attributes:
+        layers: Of each stage.
+        recompute: Whether each layer's forward is repeated in the backward.
+        note: What the user should know of the choice.
+    """
+
+    layers: tuple[range, ...]
+    recompute: bool
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the base is cut for.
+
+    Attributes:
+        device: What each stage runs on.
+        memory_bytes: What a stage may use of it.
+        stages: How many.
+        capacity: Most tokens of a microbatch.
+    """
+
+    device: DeviceProfile
+    memory_bytes: float
+    stages: int
+    capacity: int
+
+
+def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Ground) -> Cut:
+    """Cut so that the slowest stage takes as little time as can be.
+
+    Args:
+        spec: The run.
+        config: Of the base.
+        data: Of the jobs, in the order of ``spec``; those that cannot be trained left out.
+        ground: What for.
+
+    Raises:
+        PlanError: More stages than layers.
+    """
+    wanted = spec.recompute is True
+    layers: int = config.get_text_config().num_hidden_layers
+    try:
+        shape = ModelShape.from_config(config.to_dict(), spec.dtype)
+    except PlanError as error:
+        cut = cut_layers([1.0] * layers, ground.stages)
+        note = f"the base is cut into equal numbers of layers, since {error}"
+        return Cut(cut, wanted, note if ground.stages > 1 else None)
+    if not data:
+        return Cut(cut_layers([1.0] * layers, ground.stages), wanted)
+    ranks = tuple(adapter_rank(job) for job in spec.jobs)
+    typical = typical_counts([_sample(index, job) for index, job in enumerate(data)])
+    setup = Setup("all-linear", ranks, wanted)
+    cut = cut_model(shape, ground.device, setup, typical, stages=ground.stages)
+    if spec.recompute != "auto" or _fits(shape, setup, cut, typical, ground):
+        return Cut(cut, wanted)
+    return Cut(
+        cut,
+        recompute=True,
+        note=f"activations of microbatches of {ground.capacity} tokens are predicted not to fit "
+        f"into {ground.memory_bytes / 1e9:.1f} GB a stage: each layer's forward is repeated in the "
+        "backward (recompute: false keeps them)",
+    )
+
+
+def _fits(
+    shape: ModelShape, setup: Setup, cut: Sequence[range], typical: Counts, ground: Ground
+) -> bool:
+    cost = default_cost(shape, ground.device, setup, cut)
+    try:
+        limits = memory_limit(cost, typical, ground.memory_bytes)
+    except PlanError:  # nothing is left for activations, so they had better be small
+        return False
+    return all(limit is None or limit >= ground.capacity for limit in limits)
+
+
+def _sample(index: int, data: JobData) -> JobQueue:
+    steps = range(1, min(TYPICAL_STEPS, data.order.total_steps) + 1)
+    return JobQueue(str(index), tuple(data.batch(step) for step in steps))

@@ -1,0 +1,126 @@
+"""A rank's stage with all that jobs need on it, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor as Pool
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from lorafusion.adapters.bank import AdapterBank
+from lorafusion.adapters.initial import ResolvedAdapter
+from lorafusion.jobs.schema import JobSpec
+from lorafusion.models.load import Base
+from lorafusion.models.stage import Stage
+from lorafusion.training.checkpoint import Checkpoint
+from lorafusion.training.compute import Compute
+from lorafusion.training.data import JobData
+from lorafusion.training.executor import Executor
+from lorafusion.training.folders import CHECKPOINTS
+from lorafusion.training.residents import Residents
+from lorafusion.training.shard import JobShard
+from lorafusion.training.shard_writer import Shard, ShardWriter, shard_name
+from lorafusion.training.team import Team
+
+
+class Site:
+    """Stage, adapters, executor, and the writers of this rank's shards."""
+
+    def __init__(
+        self, base: Base, team: Team, writers: Pool, *, recompute: bool, deterministic: bool
+    ) -> None:
+        """No job is there yet.
+
+        Args:
+            base: The part of the base that this rank holds.
+            team: The ranks.
+            writers: Where shards are written.
+            recompute: Whether layers' forwards are repeated in the backward.
+            deterministic: See :class:`Compute`.
+        """
+        self.base = base
+        self.stage = Stage(base, recompute=recompute)
+        self.bank = AdapterBank(base.model, base.names)
+        self.residents = Residents(self.bank, self._save)
+        self._team = team
+        self._deterministic = deterministic
+        self._pool = writers
+        self._writers: dict[str, ShardWriter] = {}
+        self._shards: list[JobShard] = []
+        compute = Compute(
+            self.stage,
+            self.bank,
+            self.residents,
+            deterministic=deterministic,
+            on_failed=self._tell_failed,
+        )
+        self.executor = Executor(compute, self.residents, team, self.stage.width, self.stage.dtype)
+
+    def join(
+        self,
+        spec: JobSpec,
+        data: JobData,
+        adapter: ResolvedAdapter,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+    ) -> JobShard:
+        """Put a job on this stage, where it was left off.
+
+        Args:
+            spec: The job, its adapter's settings resolved.
+            data: Its samples.
+            adapter: Its adapter on the whole base.
+            folder: The job's.
+            checkpoint: What it resumes from.
+
+        Raises:
+            LorafusionError: The job cannot be put there; nothing of it is left.
+        """
+        own = [name for name in adapter.targets if name in self.bank.linears]
+        resident = self.bank.add(adapter.config, own, seed=spec.seed)
+        try:
+            initial = adapter.initial_tensors()
+            if initial is not None:
+                resident.load({name: initial[name] for name in resident.parameters()})
+            shard = JobShard(spec, data, resident, deterministic=self._deterministic)
+            if checkpoint is not None:
+                updates = int(_state(checkpoint)["updates"])
+                tensors = checkpoint.tensors(shard.tensor_names(updates))
+                shard.restore(tensors, step=checkpoint.step, updates=updates)
+        except BaseException:
+            self.bank.remove(resident.slot)
+            raise
+        self._writers[spec.name] = ShardWriter(
+            folder / CHECKPOINTS, self._pool, shard_name(self._team.stage)
+        )
+        self.residents.join(shard)
+        self._shards.append(shard)
+        return shard
+
+    @property
+    def held_bytes(self) -> int:
+        """Most gradients that were held until their sample's turn, summed over the jobs."""
+        return sum(shard.gradients.held_bytes_peak for shard in self._shards)
+
+    def _save(self, shard: JobShard) -> None:
+        name, step = shard.name, shard.step
+
+        def tell(written: Future[Shard]) -> None:
+            if written.cancelled():
+                return
+            error = written.exception()
+            if error is not None:
+                self._tell_failed(name, str(error))
+                return
+            message = {"kind": "shard", "job": name, "step": step}
+            self._team.post.report({**message, "shard": written.result().to_json()})
+
+        self._writers[name].save(step, shard.tensors()).add_done_callback(tell)
+
+    def _tell_failed(self, job: str, reason: str) -> None:
+        self._team.post.report({"kind": "failed", "job": job, "reason": reason})
+
+
+def _state(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    return checkpoint.state

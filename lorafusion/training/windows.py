@@ -1,0 +1,89 @@
+"""What is to be run next, window by window, of the jobs that are there.
+
+While a window runs, the next one is planned in another process. What is planned depends on the jobs
+alone, never on how long that takes: where a job leaves inside a window, or before its places in the
+next, that plan is dropped and another is made from where training stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lorafusion.planner.ahead import Ahead
+from lorafusion.planner.plan import Limits, Plan
+from lorafusion.planner.queue import JobQueue, advance
+from lorafusion.planner.verify import verify_plan
+from lorafusion.planner.windows import next_window
+from lorafusion.training.job import TrainingJob
+
+# Places planned ahead. A job completes at most one step a place, so as many steps are enough.
+WINDOW = 64
+
+# Samples placed in search of a plan that training waits for, the first above all: at most 0.1 s.
+EFFORT_AT_ONCE = 6_000
+
+
+class Windows:
+    """The plans of a run, one behind the other. Places are counted over the whole run."""
+
+    def __init__(self, jobs: Mapping[str, TrainingJob], limits: Limits, ahead: Ahead) -> None:
+        """``jobs`` are those that still train, by name, as they are at any time."""
+        self._jobs = jobs
+        self._limits = limits
+        self._ahead = ahead
+        self._plan = Plan(limits, ())
+        self._start = 0
+        self._queues: Sequence[JobQueue] = [job.queue(window=WINDOW) for job in jobs.values()]
+
+    def need(self, job: str, place: int) -> bool:
+        """Whether anything of the job is planned, or to be, from ``place`` on."""
+        left = next((q for q in self._after(self._plan) if q.name == job), None)
+        planned = self._plan.places[max(0, place - self._start) :]
+        return (left is not None and not left.empty) or any(
+            segment.job == job for entry in planned for segment in entry.segments
+        )
+
+    def cut(self, place: int) -> None:
+        """Run the plan only up to ``place``; what is behind is planned anew."""
+        if place < self._start + len(self._plan.places):
+            self._plan = replace(self._plan, places=self._plan.places[: place - self._start])
+        self._ahead.discard()
+
+    def next_plan(self) -> Plan | None:
+        """The plan behind the one before; None where nothing is left to plan.
+
+        Raises:
+            PlanError: None can be made.
+        """
+        queues = self._refilled(self._after(self._plan))
+        start = self._start + len(self._plan.places)
+        if all(queue.empty for queue in queues):
+            return None
+        if self._ahead.asked:
+            plan = self._ahead.take()
+        else:
+            plan = next_window(queues, self._limits, max_places=WINDOW, effort=EFFORT_AT_ONCE)
+            verify_plan(plan, queues)
+        self._queues, self._plan, self._start = queues, plan, start
+        behind = self._refilled(self._after(plan))
+        if not all(queue.empty for queue in behind):
+            self._ahead.submit(behind, self._limits, max_places=WINDOW)
+        return plan
+
+    def idle(self, plan: Plan) -> None:
+        """Places without samples that were put behind the plan before."""
+        self._queues = self._after(self._plan)
+        self._start += len(self._plan.places)
+        self._plan = plan
+
+    def _after(self, plan: Plan) -> Sequence[JobQueue]:
+        return advance(self._queues, plan)
+
+    def _refilled(self, queues: Sequence[JobQueue]) -> list[JobQueue]:
+        """The queues of the jobs that are there, each with as many steps as a window may take."""
+        return [
+            self._jobs[queue.name].refill(queue, window=WINDOW)
+            for queue in queues
+            if queue.name in self._jobs
+        ]
