@@ -7,6 +7,7 @@ a group run one after another, and a receive that was posted early would hold up
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -145,12 +146,12 @@ class NeighbourLink:
 
 
 def connect_neighbours(
-    device: torch.device,
+    device: torch.device, connect: timedelta
 ) -> tuple[NeighbourLink | None, NeighbourLink | None]:
-    """Links to the stage before and the stage after; every rank must call it."""
+    """Links to the stage before and the stage after; every rank must call it, within ``connect``."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     # gloo's timeout is for connecting; NCCL's is for transfers, and a receive may wait for days.
-    backend, timeout = ("nccl", FOREVER) if device.type == "cuda" else ("gloo", None)
+    backend, timeout = ("nccl", FOREVER) if device.type == "cuda" else ("gloo", connect)
     up = down = None
     for first in range(ranks - 1):  # every rank makes every group, in the same order
         pair = [first, first + 1]

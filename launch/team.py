@@ -86,7 +86,7 @@ def join_team(options: TeamOptions) -> Generator[Team]:
     device = rank_device(options.world)
     try:
         post = _connect(options, device)
-        up, down = connect_neighbours(device)
+        up, down = connect_neighbours(device, timedelta(seconds=options.start_timeout_s))
     except LorafusionError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -130,14 +130,15 @@ def _connect(options: TeamOptions, device: torch.device) -> StarPost:
     world = options.world
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = timedelta(seconds=options.start_timeout_s)
     dist.init_process_group(
         "gloo",
         store=options.store or meet_at_store(world, options.start_timeout_s),
         rank=world.rank,
         world_size=world.ranks,
-        timeout=timedelta(seconds=options.start_timeout_s),
+        timeout=timeout,
     )
-    group = dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     post = StarPost(group)
     listen_for_ends(post)

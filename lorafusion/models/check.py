@@ -14,6 +14,7 @@ import torch
 
 from lorafusion.errors import ModelError
 from lorafusion.models.head import Head
+from lorafusion.models.layers import find_layers
 from lorafusion.models.load import Base
 from lorafusion.models.refusals import longest_sample
 
@@ -93,21 +94,26 @@ def _alone(base: Base, samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch
     model: Any = base.model
     entering = "input_ids" if base.part.first else "inputs_embeds"
     calls = [{entering: sample[None], "use_cache": False} for sample in samples]
-    if not base.part.last:
-        decoder = model.get_decoder()
-        found = torch.cat([decoder(**call).last_hidden_state[0] for call in calls])
-        return found, found
     states: list[torch.Tensor] = []
 
-    def note(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+    def note(_module: Any, _args: object, hidden: torch.Tensor) -> None:
+        states.append(hidden[0])
+
+    def note_first(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
         states.append(args[0][0])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(note)
+    if base.part.last:
+        run, hook = model, model.get_output_embeddings().register_forward_pre_hook(note_first)
+    else:
+        run = model.get_decoder()
+        layers = getattr(run, find_layers(run, base.part.total))
+        hook = layers[base.part.layers[-1]].register_forward_hook(note)
     try:
-        logits = [model(**call).logits[0] for call in calls]
+        outputs = [run(**call) for call in calls]
     finally:
         hook.remove()
-    return torch.cat(states), torch.cat(logits)
+    found = torch.cat(states)
+    return found, torch.cat([o.logits[0] for o in outputs]) if base.part.last else found
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lorafusion.errors import ModelError
+from lorafusion.models.layers import find_layers, unfit
 from lorafusion.models.part import Part
-from lorafusion.models.prune import find_layers
 
 
 class LayerCall(NamedTuple):
@@ -53,7 +52,7 @@ class Decoder:
         """
         self._decoder = decoder
         self._part = part
-        self._name = self._find_layers(part.total)
+        self._name = find_layers(decoder, part.total)
         self._tail: tuple[str, ...] = ()
         self._skipped: tuple[str, ...] = ()
         self._learn(width)
@@ -100,12 +99,6 @@ class Decoder:
         output = shell(**options)
         return recorders, output.last_hidden_state
 
-    def _find_layers(self, count: int) -> str:
-        lists = find_layers(self._decoder, count)
-        if len(lists) != 1:
-            raise self._unfit(f"has {len(lists)} lists of {count} layers instead of one")
-        return lists[0]
-
     @torch.no_grad()
     def _learn(self, width: int) -> None:
         """Find the modules that the decoder calls after its last layer, and what does not fit."""
@@ -122,29 +115,29 @@ class Decoder:
             entering = torch.linspace(-1, 1, 2 * width).view(2, width).to(some)
         try:
             recorders, output = self._record(entering, positions, called)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if self._part.first:
+                raise
+            raise unfit(self._decoder, "needs more than a hidden state behind a cut") from error
         finally:
             for hook in hooks:
                 hook.remove()
         if called.count(self._name) != len(recorders):
-            raise self._unfit("does not call each of its layers once")
+            raise unfit(self._decoder, "does not call each of its layers once")
         hidden = recorders[0].hidden
         if any(not torch.equal(recorder.hidden, hidden) for recorder in recorders):
-            raise self._unfit("changes the hidden state between its layers")
+            raise unfit(self._decoder, "changes the hidden state between its layers")
         if any(_tensor_mask(recorder.call) for recorder in recorders):
-            raise self._unfit("makes attention masks of its own")
+            raise unfit(self._decoder, "makes attention masks of its own")
         first, last = called.index(self._name), len(called) - called[::-1].index(self._name)
         self._tail = tuple(called[last:])
         # Some decoders call one norm at both ends.
         self._skipped = tuple(name for name in self._tail if name not in called[:first])
         if not torch.equal(self.close(hidden), output):
-            raise self._unfit("does more after its last layer than call modules")
-
-    def _unfit(self, what: str) -> ModelError:
-        return ModelError(
-            f"{type(self._decoder).__name__} {what}, so its layers cannot be called one by one; "
-            "allowed: decoders that pass one hidden state from layer to layer, such as those of "
-            "docs/models.md. Choose another base."
-        )
+            raise unfit(self._decoder, "does more after its last layer than call modules")
+        if not self._part.last:
+            # A norm without weights, or one that the first part needs too, is here all the same.
+            self._tail = ()
 
 
 class _Recorder(nn.Module):

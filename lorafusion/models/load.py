@@ -25,6 +25,8 @@ from lorafusion.models.refusals import check_config
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+# At once: what is copied of a tensor that is on a GPU, or is not contiguous.
+_HASHED_BYTES = 2**24
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -67,7 +69,10 @@ def combined_hash(hashes: Mapping[str, str]) -> str:
 
 def _tensor_hash(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    rows = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
+    row_bytes = max(1, rows[:1].nbytes)
+    for piece in rows.split(max(1, _HASHED_BYTES // row_bytes)):  # copied from a GPU, or as it is
+        digest.update(piece.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

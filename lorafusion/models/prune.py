@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lorafusion.models import attention
+from lorafusion.models.layers import find_layers, unfit
 from lorafusion.models.part import Part
 
 
@@ -51,18 +52,9 @@ def part_class(model_class: Any, part: Part) -> Any:
     return type(model_class.__name__, (model_class,), members)
 
 
-def find_layers(decoder: nn.Module, count: int) -> list[str]:
-    """Names of the decoder's lists of ``count`` layers; one, where it can be cut."""
-    return [
-        name
-        for name, module in decoder.named_children()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-
-
 def _prune(model: Any, part: Part) -> None:
     decoder = model.get_decoder()
-    (name,) = find_layers(decoder, part.total)
+    name = find_layers(decoder, part.total)
     before, after = _sides(model, name)
     layers = getattr(decoder, name)
     for index, layer in enumerate(layers):
@@ -75,8 +67,8 @@ def _prune(model: Any, part: Part) -> None:
         is_head = tied and module is model.get_input_embeddings()
         if side not in kept and not is_head and any(True for _ in module.parameters()):
             setattr(decoder, side, Absent(module))
-    if not part.last:
-        head = model.get_output_embeddings()
+    head = model.get_output_embeddings()
+    if not part.last and head is not None:
         owner = next(name for name, module in model.named_modules() if module is head)
         model.set_submodule(owner, Absent())
         model.all_tied_weights_keys = {}  # the only tie is that of the head
@@ -104,15 +96,25 @@ def _sides(model: Any, layers_name: str) -> tuple[list[str], list[str]]:
             elif any(buffer.ndim == 1 for buffer in module.buffers()):
                 # Rotary frequencies: some kinds look at the positions, of which there are none.
                 setattr(decoder, name, _Noting(module, name, called))
-        ids = torch.zeros(1, 2, dtype=torch.int64, device="meta")
-        with torch.device("meta"), torch.no_grad():
-            decoder(input_ids=ids, position_ids=ids, use_cache=False)
+        _follow(decoder)
     finally:
         for name, module in own.items():
             setattr(decoder, name, module)
         model.set_attn_implementation(chosen)
     first, last = called.index(layers_name), len(called) - called[::-1].index(layers_name)
     return called[:first], called[last:]
+
+
+def _follow(decoder: Any) -> None:
+    ids = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    # Without a mask some decoders look for padding among the tokens, of which there are none.
+    given = {"input_ids": ids, "position_ids": ids, "attention_mask": torch.ones_like(ids)}
+    try:
+        with torch.device("meta"), torch.no_grad():
+            decoder(**given, use_cache=False)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise unfit(decoder, f"looks at numbers before its first layer ({reason})") from error
 
 
 class _Noting(nn.Module):

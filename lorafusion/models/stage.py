@@ -6,7 +6,6 @@ microbatch, and a slice of ``model.layers`` would count layers from zero again.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -112,16 +111,15 @@ class Stage(nn.Module):
     ) -> torch.Tensor:
         if not (self._recompute and torch.is_grad_enabled()):
             return layer(hidden, *call.args, **call.kwargs)
-        return checkpoint(
-            layer,
-            hidden,
-            *call.args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # dropout is a function of rows, and the base has none
-            # Another microbatch may be bound by then, or nothing, on a thread of autograd's.
-            context_fn=lambda: (nullcontext(), bind_layout(layout)),
-            **call.kwargs,
-        )
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            # In the repetition another microbatch may be bound, or nothing, on a thread of
+            # autograd's. context_fn would do for one repetition only.
+            with bind_layout(layout):
+                return layer(hidden, *call.args, **call.kwargs)
+
+        # Dropout is a function of rows, and the base has none: no state of a generator matters.
+        return checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
 
     def _check_lengths(self, layout: AdapterLayout) -> None:
         rows = max((stop - start for start, stop in pairwise(layout.sample_starts)), default=0)

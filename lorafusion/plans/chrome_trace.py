@@ -18,7 +18,7 @@ from lorafusion.plans.excerpt import Budget, Excerpt, Lane, cut
 from lorafusion.plans.quantities import Unit
 from lorafusion.plans.summary import PlanSummary
 
-__all__ = ["trace", "write"]
+__all__ = ["action_name", "arguments", "metadata", "trace", "write"]
 
 MOST_EVENTS = 100_000
 """Of a longer plan the first places are written: 380 bytes an event with four jobs, 38 MB."""
@@ -72,15 +72,16 @@ def _facts(plan: Plan, summary: PlanSummary, excerpt: Excerpt) -> dict[str, Any]
 
 def _metadata(plan: Plan, excerpt: Excerpt) -> Iterator[dict[str, Any]]:
     for replica in range(excerpt.replicas):
-        yield _named("process_name", replica, 0, {"name": f"replica {replica}"})
-        yield _named("process_sort_index", replica, 0, {"sort_index": replica})
+        yield metadata("process_name", replica, 0, {"name": f"replica {replica}"})
+        yield metadata("process_sort_index", replica, 0, {"sort_index": replica})
         for stage in range(plan.limits.stages):
-            yield _named("thread_name", replica, stage, {"name": f"stage {stage}"})
-            yield _named("thread_sort_index", replica, stage, {"sort_index": stage})
+            yield metadata("thread_name", replica, stage, {"name": f"stage {stage}"})
+            yield metadata("thread_sort_index", replica, stage, {"sort_index": stage})
 
 
-def _named(name: str, replica: int, stage: int, args: dict[str, Any]) -> dict[str, Any]:
-    return {"ph": "M", "name": name, "pid": replica, "tid": stage, "args": args}
+def metadata(name: str, process: int, thread: int, args: dict[str, Any]) -> dict[str, Any]:
+    """An event that says something of a process or a thread."""
+    return {"ph": "M", "name": name, "pid": process, "tid": thread, "args": args}
 
 
 def _lane_events(plan: Plan, lane: Lane, microseconds: float) -> Iterator[dict[str, Any]]:
@@ -90,19 +91,19 @@ def _lane_events(plan: Plan, lane: Lane, microseconds: float) -> Iterator[dict[s
         start, end = (round(time * microseconds, 3) for time in (action.start_s, action.end_s))
         yield {
             "ph": "X",
-            "name": _name(action, place),
+            "name": action_name(action, place),
             "cat": "eval" if place.kind == "eval" else action.kind,
             **at,
             "ts": start,
             "dur": round(end - start, 3),
-            "args": _arguments(plan, action, place),
+            "args": arguments(plan, action, place),
         }
     for index, time in lane.noops:
         name, ts = f"no-op {index}", round(time * microseconds, 3)
         yield {"ph": "i", "name": name, "cat": "no-op", "s": "t", **at, "ts": ts}
 
 
-def _name(action: Action, place: Place) -> str:
+def action_name(action: Action, place: Place) -> str:
     """Such as ``forward 12: job-a, job-b``; a step names the jobs that it steps."""
     jobs = [segment.job for segment in place.segments]
     if action.kind == "step":
@@ -112,7 +113,8 @@ def _name(action: Action, place: Place) -> str:
     return f"{kind} {action.place}: {', '.join(jobs[:_NAMED])}{more}"
 
 
-def _arguments(plan: Plan, action: Action, place: Place) -> dict[str, Any]:
+def arguments(plan: Plan, action: Action, place: Place) -> dict[str, Any]:
+    """What is in an action's place, or of a step which steps it is."""
     completes = [f"{job} step {step}" for job, step in place.completes]
     if action.kind == "step":
         return {"place": action.place, "steps": completes}

@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from lorafusion.planner.plan import Limits, Place, Plan
 from lorafusion.planner.simulate import Action, Simulation
 
-__all__ = ["Budget", "Excerpt", "Lane", "cut"]
+__all__ = ["Budget", "Excerpt", "Lane", "cut", "until"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def cut(plan: Plan, simulation: Simulation, budget: Budget) -> Excerpt:
     if late:
         # All lanes stop where the first place that is left out begins: else the pipeline would
         # seem to drain there.
-        found = [_until(lane, min(late)) for lane in found]
+        found = [until(lane, min(late)) for lane in found]
         places = 1 + max(action.place for lane in found for action in lane.actions)
     return Excerpt(
         places=places,
@@ -134,7 +134,8 @@ def _lane(plan: Plan, at: tuple[int, int], actions: Sequence[Action], places: in
     return Lane(replica, stage, tuple(actions), tuple(_gaps(plan, stage, actions, noops)))
 
 
-def _until(lane: Lane, end: float) -> Lane:
+def until(lane: Lane, end: float) -> Lane:
+    """What of a lane begins before ``end``."""
     return replace(
         lane,
         actions=tuple(action for action in lane.actions if action.start_s < end),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from lorafusion.planner.plan import Place, Plan
-from lorafusion.planner.simulate import Action, Simulation
+from lorafusion.planner.simulate import Simulation
 from lorafusion.plans import colours
 from lorafusion.plans.excerpt import Excerpt, Lane
 from lorafusion.plans.overview import overview
 from lorafusion.plans.summary import PlanSummary
 
-__all__ = ["page_data"]
+__all__ = ["Entry", "packed_lane", "page_data"]
+
+Entry: TypeAlias = tuple[str, int, float, float]
+"""Letter, place, start and end of a block; see KINDS in gantt_model.js."""
 
 # Bins of the strip, and the most shares of jobs in all of them together.
 _BINS, _MOST_SHARES = 400, 25_600
@@ -55,7 +58,7 @@ def page_data(
             "backward": [colours.backward(i) for i in job_range],
         },
         "places": [_place(place, plan, indices) for place in plan.places[: excerpt.places]],
-        "lanes": [_lane(lane, tick) for lane in excerpt.lanes],
+        "lanes": [packed_lane(lane, tick) for lane in excerpt.lanes],
         "overview": {"width": strip.width, "bins": [_bin(shares) for shares in strip.bins]},
     }
 
@@ -76,28 +79,29 @@ def _place(place: Place, plan: Plan, indices: dict[str, int]) -> list[int]:
     return flat
 
 
-def _lane(lane: Lane, tick: float) -> dict[str, Any]:
-    edges = [round(t / tick) for action in lane.actions for t in (action.start_s, action.end_s)]
+def packed_lane(lane: Lane, tick: float, beside: Sequence[Entry] = ()) -> dict[str, Any]:
+    """A lane's blocks, with what it does beside its actions in the gaps between them."""
+    actions = [(_LETTERS[a.kind], a.place, a.start_s, a.end_s) for a in lane.actions]
+    entries = sorted([*actions, *beside], key=lambda entry: entry[2]) if beside else actions
+    edges = [round(time / tick) for *_, start, end in entries for time in (start, end)]
     steps = [after - before for before, after in pairwise([0, *edges])]
     return {
         "replica": lane.replica,
         "stage": lane.stage,
-        "kinds": "".join(_LETTERS[action.kind] for action in lane.actions),
-        "places": _differences(lane.actions),
+        "kinds": "".join(letter for letter, *_ in entries),
+        "places": list(_differences(entries)),
         "gaps": steps[::2],
         "spans": steps[1::2],
         "noops": [[place, round(time / tick) * tick] for place, time in lane.noops],
     }
 
 
-def _differences(actions: Iterable[Action]) -> list[int]:
-    """Places as differences to the last action of the same kind: mostly 1, so short."""
-    last = {"forward": 0, "backward": 0, "step": 0}
-    found: list[int] = []
-    for action in actions:
-        found.append(action.place - last[action.kind])
-        last[action.kind] = action.place
-    return found
+def _differences(entries: Iterable[Entry]) -> Iterator[int]:
+    """Places as differences to the last block of the same letter: mostly 1, so short."""
+    last: dict[str, int] = {}
+    for letter, place, *_ in entries:
+        yield place - last.get(letter, 0)
+        last[letter] = place
 
 
 def _bin(shares: dict[int, float]) -> list[int]:

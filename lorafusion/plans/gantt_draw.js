@@ -2,6 +2,8 @@
 "use strict";
 
 const AXIS = 30, STRIP_AXIS = 18, RIGHT = 10;
+// Above the lanes of a group, its name.
+const GROUP = 22;
 // Lanes whose blocks are narrower than this (pixels, on average) are drawn as columns of shares.
 const NARROWEST = 2.5, COLUMN = 2;
 // From this width of blocks on, marks have room.
@@ -36,9 +38,19 @@ function layout(model, width) {
   const count = model.lanes.length, narrow = width < 560;
   const lane = count <= 8 ? 36 : count <= 16 ? 26 : count <= 48 ? 18 : 12;
   const gutter = narrow ? 56 : 66;
-  return { lane, gutter, gap: lane > 20 ? 5 : 2, plot: Math.max(40, width - gutter - RIGHT),
-    height: AXIS + count * lane + 4 };
+  const box = { lane, gutter, gap: lane > 20 ? 5 : 2, plot: Math.max(40, width - gutter - RIGHT) };
+  return { ...box, height: laneTop(model, box, count) + 4 };
 }
+
+// Where the lane of this row begins; behind the last one, where it ends.
+function laneTop(model, box, row) {
+  const last = model.lanes[Math.min(row, model.lanes.length - 1)];
+  return AXIS + row * box.lane + (model.groups && last ? GROUP * (last.replica + 1) : 0);
+}
+
+// The row at a height, -1 beside the lanes.
+const rowAt = (model, box, y) =>
+  model.lanes.findIndex((_, row) => y >= laneTop(model, box, row) && y < laneTop(model, box, row) + box.lane);
 
 function font(ctx, size, align = "left", weight = 400) {
   ctx.font = `${weight} ${size}px ${getComputedStyle(document.body).fontFamily}`;
@@ -122,17 +134,18 @@ const axisName = (model) => (model.unit === "load" ? "load" : `time, ${scaleFor(
 function drawLanes(canvas, model, state) {
   const box = layout(model, canvas.clientWidth), colours = theme();
   const ctx = prepare(canvas, box.height);
-  const lanesBottom = AXIS + model.lanes.length * box.lane;
+  const lanesBottom = laneTop(model, box, model.lanes.length);
   drawTicks(ctx, model, { ...box, top: AXIS - 6, bottom: lanesBottom, text: 12 }, state, colours);
   font(ctx, 11, "right");
   ctx.fillText(axisName(model), box.gutter - 9, 12);
   const every = box.lane < 14 ? 2 : 1;
   model.lanes.forEach((lane, row) => {
-    const y = AXIS + row * box.lane;
+    const y = laneTop(model, box, row);
+    if (model.groups && lane.stage === 0) drawGroup(ctx, model.groups[lane.replica], y, box, colours);
     font(ctx, Math.min(box.gutter < 60 ? 11.5 : 12.5, box.lane), "right");
     ctx.fillStyle = colours.ink;
     if (row % every === 0) ctx.fillText(laneName(model, lane), box.gutter - 7, y + (box.lane - box.gap) / 2);
-    if (lane.replica > 0 && lane.stage === 0) {
+    if (!model.groups && lane.replica > 0 && lane.stage === 0) {
       ctx.fillStyle = colours.soft;
       ctx.fillRect(0, y - box.gap / 2 - 0.5, box.gutter + box.plot, 1);
     }
@@ -143,6 +156,13 @@ function drawLanes(canvas, model, state) {
     drawLane(ctx, model, lane, { ...box, y, height: box.lane - box.gap }, state, colours);
     ctx.restore();
   });
+}
+
+function drawGroup(ctx, name, y, box, colours) {
+  font(ctx, 12, "left", 600);
+  ctx.fillStyle = colours.ink;
+  ctx.clearRect(box.gutter, y - GROUP + 3, ctx.measureText(name).width + 8, GROUP - 5);
+  ctx.fillText(name, box.gutter + 2, y - GROUP / 2 + 2);
 }
 
 const laneName = (model, lane) =>
@@ -164,14 +184,17 @@ function drawLane(ctx, model, lane, box, state, colours) {
   }
   for (let i = first; i < first + count; i++) drawBlock(ctx, model, lane, i, at, box, state, colours);
   const wide = box.plot / count > WIDE;
+  // Behind the first stage, a step that was measured comes later than its backward.
+  const stepped = model.groups && lane.kinds.includes("s") ? "s" : "b";
   for (let i = first; i < first + count; i++) {
-    if (lane.kinds[i] === "b" && model.places[lane.places[i]].done) drawStep(ctx, at(lane.ends[i]), box, colours, wide);
+    if (lane.kinds[i] === stepped && model.places[lane.places[i]].done) drawStep(ctx, at(lane.ends[i]), box, colours, wide);
   }
   drawNoops(ctx, lane, at, box, colours);
 }
 
 function drawBlock(ctx, model, lane, i, at, box, state, colours) {
   const x = at(lane.starts[i]), full = at(lane.ends[i]) - x;
+  if (BESIDE[lane.kinds[i]]) return drawBeside(ctx, lane.kinds[i], { x, y: box.y, width: full, height: box.height }, colours);
   if (lane.kinds[i] === "s") {
     ctx.fillStyle = colours.soft;
     ctx.fillRect(x, box.y, Math.max(1, full), box.height);
@@ -188,7 +211,7 @@ function drawBlock(ctx, model, lane, i, at, box, state, colours) {
     ctx.globalAlpha = other ? OTHERS * (lane.kinds[i] === "f" ? 0.7 : 1.3) : 1;
     ctx.fillStyle = other ? colours.soft : colour;
     ctx.fillRect(x, y, width, height);
-    if (place.kind === 1) hatch(ctx, x, y, width, height, colours);
+    if (place.kind === 1) hatch(ctx, x, y, width, height, colours.card);
     ctx.globalAlpha = 1;
     if (width > 54 && height > 11 && !other) {
       drawLabel(ctx, model.jobs[segment.job], ` ${segment.step}`, { x: x + 5, y: y + height / 2, room: width - 9 },
@@ -200,6 +223,16 @@ function drawBlock(ctx, model, lane, i, at, box, state, colours) {
     ctx.lineWidth = 2;
     ctx.strokeRect(x + 1, box.y + 1, Math.max(1, width - 2), box.height - 2);
   }
+}
+
+// Waits hatched, sends as a thin line.
+function drawBeside(ctx, kind, { x, y, width, height }, colours) {
+  ctx.fillStyle = colours.soft;
+  if (kind === "t") return ctx.fillRect(x, y + height / 2 - 2, Math.max(0.6, width), 4);
+  ctx.globalAlpha = 0.5;
+  hatch(ctx, x, y, width, height, colours.soft);
+  ctx.globalAlpha = 1;
+  return undefined;
 }
 
 // The name, shortened to fit, and what follows it; with a halo where the ground is not even.
@@ -219,12 +252,12 @@ function drawLabel(ctx, name, tail, { x, y, room }, [colour, halo]) {
   ctx.fillText(text(), x, y);
 }
 
-function hatch(ctx, x, y, width, height, colours) {
+function hatch(ctx, x, y, width, height, colour) {
   ctx.save();
   ctx.beginPath();
   ctx.rect(x, y, width, height);
   ctx.clip();
-  ctx.strokeStyle = colours.card;
+  ctx.strokeStyle = colour;
   ctx.lineWidth = 1.5;
   ctx.beginPath();
   for (let offset = -height; offset < width; offset += 6) {

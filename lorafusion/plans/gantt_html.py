@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from lorafusion.plans.gantt_data import page_data
 from lorafusion.plans.quantities import count
 from lorafusion.plans.summary import JobSummary, PlanSummary
 
-__all__ = ["page", "write"]
+__all__ = ["Content", "page", "render", "write"]
 
 SCRIPTS = ("gantt_model.js", "gantt_draw.js", "gantt_view.js")
 LISTED = 500
@@ -48,6 +49,42 @@ def page(plan: Plan, simulation: Simulation, summary: PlanSummary) -> str:
         summary: Of both.
     """
     excerpt = cut(plan, simulation, _BUDGET)
+    return render(
+        Content(
+            summary=summary,
+            figures=summary.figures(),
+            data=page_data(plan, simulation, summary, excerpt),
+            remark="" if excerpt.whole else _LEFT_OUT.format(excerpt.remark(plan)),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows.
+
+    Attributes:
+        summary: Its title, jobs and kinds of places.
+        figures: Rows of (what, value, remark); a remark may be empty.
+        data: What the scripts read.
+        remark: On what is left out.
+        hint: On what the lanes are, in front of how to use them.
+        kinds: HTML, more entries of the legend.
+        sections: HTML, more sections behind the drawing.
+    """
+
+    summary: PlanSummary
+    figures: Sequence[tuple[str, str, str]]
+    data: dict[str, Any]
+    remark: str = ""
+    hint: str = "Below it, a lane per stage"
+    kinds: tuple[str, ...] = ()
+    sections: str = ""
+
+
+def render(content: Content) -> str:
+    """A page of its own."""
+    summary = content.summary
     style = _asset("gantt.css") + _job_colours()
     script = "\n".join(_asset(name) for name in SCRIPTS)
     more = len(summary.jobs) - LISTED
@@ -59,14 +96,16 @@ def page(plan: Plan, simulation: Simulation, summary: PlanSummary) -> str:
         # Nothing else on the page may run or load, whatever a job's name holds.
         "style_hash": _source_hash(style),
         "script_hash": _source_hash(script),
-        "figures": "\n".join(_figure(*row) for row in summary.figures()),
-        "remark": "" if excerpt.whole else _note(_LEFT_OUT.format(excerpt.remark(plan))),
+        "figures": "\n".join(_figure(*row) for row in content.figures),
+        "remark": _note(content.remark) if content.remark else "",
+        "hint": escape(content.hint),
         "repeat": _REPEAT if len(summary.jobs) > len(colours.PALETTE) else "",
-        "kinds": "\n".join(_kinds(summary)),
+        "kinds": "\n".join([*_kinds(summary), *content.kinds]),
         "legend": "\n".join(_legend(i, job) for i, job in enumerate(summary.jobs[:LISTED])),
+        "sections": content.sections,
         "jobs": "\n".join(_row(i, job) for i, job in enumerate(summary.jobs[:LISTED])),
         "jobs_remark": _note(f"and {count(more, 'more job')}") if more > 0 else "",
-        "data": _embedded(page_data(plan, simulation, summary, excerpt)),
+        "data": _embedded(content.data),
     }
     return Template(_asset("gantt.html")).substitute(fields)
 

@@ -2,6 +2,11 @@
 "use strict";
 
 const KINDS = { f: "forward", b: "backward", s: "optimizer step" };
+// What a stage is in while it does not compute.
+const BESIDE = {
+  u: "waiting for a forward of the stage before", d: "waiting for a backward of the stage behind",
+  p: "waiting for the plan", t: "sending",
+};
 const PLACE_KINDS = ["train", "eval", "no-op"];
 const SEGMENT_FIELDS = 6;
 // Rows of jobs in a tip; a place may mix dozens.
@@ -29,11 +34,12 @@ function unpackLane(packed, tick) {
     replica: packed.replica, stage: packed.stage, kinds: packed.kinds, noops: packed.noops,
     places: new Int32Array(count), starts: new Float64Array(count), ends: new Float64Array(count),
   };
-  const last = { f: 0, b: 0, s: 0 };
+  const last = {};
   let time = 0;
   for (let i = 0; i < count; i++) {
-    last[packed.kinds[i]] += packed.places[i];
-    lane.places[i] = last[packed.kinds[i]];
+    const kind = packed.kinds[i];
+    last[kind] = (last[kind] || 0) + packed.places[i];
+    lane.places[i] = last[kind];
     time += packed.gaps[i];
     lane.starts[i] = time * tick;
     time += packed.spans[i];
@@ -101,8 +107,10 @@ function niceStep(span, most) {
   return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= rough * (1 - 1e-9));
 }
 
+// Lanes of one group stand together, such as those that were planned and those that were measured.
 const where = (model, lane) =>
-  model.allReplicas > 1 ? `replica ${lane.replica}, stage ${lane.stage}` : `stage ${lane.stage}`;
+  model.groups ? `${model.groups[lane.replica]}, stage ${lane.stage}`
+  : model.allReplicas > 1 ? `replica ${lane.replica}, stage ${lane.stage}` : `stage ${lane.stage}`;
 
 // What a block says: {title, rows: [{job, text}], lines}.
 function describe(model, lane, found) {
@@ -113,8 +121,12 @@ function describe(model, lane, found) {
     };
   }
   const kind = lane.kinds[found.index], start = lane.starts[found.index];
-  const place = model.places[lane.places[found.index]];
   const span = lane.ends[found.index] - start;
+  if (BESIDE[kind]) {
+    const said = BESIDE[kind], line = when(model, start, span);
+    return { title: `${said[0].toUpperCase()}${said.slice(1)}, ${where(model, lane)}`, rows: [], lines: [line] };
+  }
+  const place = model.places[lane.places[found.index]];
   const named = place.kind === 1 ? "eval forward" : KINDS[kind];
   const told = kind === "s" ? place.segments.filter((segment) => segment.done) : place.segments;
   const rows = told.slice(0, MOST_ROWS).map((segment) => ({
@@ -127,10 +139,14 @@ function describe(model, lane, found) {
     const fill = percent(place.load / model.capacity);
     lines.push(`${plural(tokens, "token")}; load ${grouped(place.load)} of ${grouped(model.capacity)} (${fill})`);
   }
-  const longest = Math.max(span, model.tick);
-  lines.push(`start ${moment(start, model.makespan, longest / 100, model.unit)}, ` +
-    `duration ${moment(span, longest, longest / 100, model.unit)}`);
+  lines.push(when(model, start, span));
   return { title: `Place ${grouped(lane.places[found.index])}: ${named}, ${where(model, lane)}`, rows, lines };
+}
+
+function when(model, start, span) {
+  const longest = Math.max(span, model.tick);
+  return `start ${moment(start, model.makespan, longest / 100, model.unit)}, ` +
+    `duration ${moment(span, longest, longest / 100, model.unit)}`;
 }
 
 function segmentText(place, segment) {
@@ -151,6 +167,7 @@ function columns(model, lane, { from, width, count, only }) {
   const slots = model.palette.base.length + 2, found = new Float64Array(count * slots);
   const until = from + width * count, steps = [{ job: -1, share: 1 }];
   for (let i = firstAfter(lane, from); i < lane.ends.length && lane.starts[i] < until; i++) {
+    if (BESIDE[lane.kinds[i]]) continue;
     const segments = lane.kinds[i] === "s" ? steps : model.places[lane.places[i]].segments;
     let start = Math.max(lane.starts[i], from);
     const end = Math.min(lane.ends[i], until);

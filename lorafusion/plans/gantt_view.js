@@ -53,16 +53,18 @@
   function hover(event) {
     const frame = canvas.getBoundingClientRect(), sizes = box();
     const x = event.clientX - frame.left, y = event.clientY - frame.top;
-    const row = Math.floor((y - AXIS) / sizes.lane);
-    if (row < 0 || row >= model.lanes.length || x < sizes.gutter || x > sizes.gutter + sizes.plot) return hide();
+    const row = rowAt(model, sizes, y);
+    if (row < 0 || x < sizes.gutter || x > sizes.gutter + sizes.plot) return hide();
     const lane = model.lanes[row];
     const reach = event.pointerType === "touch" ? 10 : 3;
     const found = hit(lane, timeAt(x), reach / sizes.plot * (state.to - state.from));
     if (!found) return hide();
     fillTip(describe(model, lane, found));
-    const place = found.noop === undefined ? lane.places[found.index] : found.noop;
+    const beside = found.index !== undefined && BESIDE[lane.kinds[found.index]];
+    const place = beside ? -1 : found.noop === undefined ? lane.places[found.index] : found.noop;
     if (place !== state.place) { state.place = place; draw(); }
-    const below = AXIS + (row + 1) * sizes.lane + 4, above = AXIS + row * sizes.lane - tip.offsetHeight - 4;
+    const top = laneTop(model, sizes, row);
+    const below = top + sizes.lane + 4, above = top - tip.offsetHeight - 4;
     const up = above + frame.top >= 0 && below + tip.offsetHeight + frame.top > window.innerHeight;
     tip.style.top = `${up ? above : below}px`;
     tip.style.left = `${Math.min(Math.max(x - tip.offsetWidth / 2, 0), canvas.clientWidth - tip.offsetWidth)}px`;

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from matplotlib.collections import PolyCollection
 
@@ -14,12 +15,17 @@ from lorafusion.plans.overview import STEP, overview, shares
 from lorafusion.plans.quantities import count, scale
 from lorafusion.plans.summary import PlanSummary
 
-__all__ = ["INK", "SOFT", "draw_lanes", "draw_strip"]
+__all__ = ["INK", "SOFT", "draw_beside", "draw_lanes", "draw_strip"]
 
 INK, SOFT, IDLE, GRID, EDGE = "#17202a", "#566472", "#eef1f4", "#dfe4e9", "#b8c4ce"
+WAIT: dict[str, Any] = {"facecolors": IDLE, "edgecolors": "#aab4be", "hatch": "/////"}
+"""How waits look."""
+
+Span: TypeAlias = tuple[int, float, float]
+
 _BINS = 300
-# A lane's share of its row.
-_HEIGHT = 0.82
+# Shares of a lane's row: its blocks, its sends.
+_HEIGHT, _SEND = 0.82, 0.12
 
 
 def draw_strip(panel: Any, plan: Plan, simulation: Simulation, summary: PlanSummary) -> None:
@@ -44,7 +50,13 @@ def draw_strip(panel: Any, plan: Plan, simulation: Simulation, summary: PlanSumm
     panel.set_title("Whole run, all stages together", loc="left", fontsize=9, color=SOFT)
 
 
-def draw_lanes(panel: Any, plan: Plan, excerpt: Excerpt, summary: PlanSummary) -> None:
+def draw_lanes(
+    panel: Any,
+    plan: Plan,
+    excerpt: Excerpt,
+    summary: PlanSummary,
+    title: str = "What each stage does when",
+) -> None:
     """A lane per stage; no-ops and steps as marks."""
     unit, size = scale(summary.makespan, summary.unit)
     indices = {job.name: index for index, job in enumerate(summary.jobs)}
@@ -57,7 +69,28 @@ def draw_lanes(panel: Any, plan: Plan, excerpt: Excerpt, summary: PlanSummary) -
     panel.set_yticks(range(len(excerpt.lanes)), [_name(lane, summary) for lane in excerpt.lanes])
     panel.set_xlabel(f"time ({unit})", color=SOFT, fontsize=9)
     said = excerpt.remark(plan) or count(len(plan.places), "place")
-    panel.set_title(f"What each stage does when: {said}", loc="left", fontsize=9, color=SOFT)
+    panel.set_title(f"{title}: {said}", loc="left", fontsize=9, color=SOFT)
+
+
+def draw_beside(
+    panel: Any, waits: Sequence[Span], sends: Sequence[Span], summary: PlanSummary
+) -> None:
+    """Waits, hatched, and sends, each as (row of the lane, start, end)."""
+    size = scale(summary.makespan, summary.unit)[1]
+    looks: tuple[tuple[Sequence[Span], float, dict[str, Any]], ...] = (
+        (waits, _HEIGHT, WAIT),
+        (sends, _SEND, {"facecolors": SOFT}),
+    )
+    for spans, height, look in looks:
+        polygons = [
+            [(x / size, row + side * height / 2) for x, side in _corners(start, end)]
+            for row, start, end in spans
+        ]
+        panel.add_collection(PolyCollection(polygons, lw=0, zorder=2, **look))
+
+
+def _corners(start: float, end: float) -> list[tuple[float, int]]:
+    return [(start, 1), (end, 1), (end, -1), (start, -1)]
 
 
 def _share_of_slot(shares: dict[int, float], slot: int) -> float:

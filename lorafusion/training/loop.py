@@ -23,7 +23,7 @@ from lorafusion.training.residents import Residents
 from lorafusion.training.result import JobResult
 from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.shard_writer import Shard
-from lorafusion.training.team import Team
+from lorafusion.training.team import Message, Team
 from lorafusion.training.windows import Windows
 
 # A stage says why it gave a job up on another channel than that it did: seconds to wait for it.
@@ -78,6 +78,8 @@ class TrainingLoop:
         self._track = Track()
         self._leaves: list[Leave] = []
         self._reasons: dict[str, str] = {}
+        self.done: dict[int, Message] = {}
+        """What each of the other ranks said at its end."""
         self._changed = False
         self._idle = False
         self._error: PlanError | None = None
@@ -106,7 +108,7 @@ class TrainingLoop:
             while (place := self._next_place()) is not None:
                 self._run_place(place)
                 yield
-        while self._endings.waiting:
+        while self._endings.waiting or len(self.done) < self._place.team.stages - 1:
             self._read_post()
             self._endings.settle()
             time.sleep(LOOK_S)
@@ -295,6 +297,9 @@ class TrainingLoop:
                 self._outputs[message["job"]].add_shard(message["step"], shard)
             elif message["kind"] == "failed":
                 self._hear_failure(message["job"], f"stage {rank}: {message['reason']}")
+            else:
+                assert message["kind"] == "done", f"rank {rank} sent {message['kind']!r}"
+                self.done[rank] = message
 
     def _hear_failure(self, name: str, reason: str) -> None:
         self._reasons[name] = reason

@@ -180,8 +180,7 @@ class _Run:
         )
         loop.let_go(self._leaves)
         yield from loop.run()
-        done = self._gather("done")
-        self._report_held(loop, [int(message["held_bytes"]) for message in done.values()])
+        self._report_held(loop, [int(message["held_bytes"]) for message in loop.done.values()])
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
         results = {**self._failed, **loop.results}
         return RunResult(

@@ -333,7 +333,7 @@ def test_queues_run_ahead_of_training(job: TrainingJob) -> None:
 
 
 def test_a_sample_alone_keeps_its_numbers(job: TrainingJob) -> None:
-    from lorafusion.training.executor import single_samples
+    from lorafusion.training.microbatch import single_samples
 
     (queue,) = [JobQueue("a", (job.data.batch(1),))]
     place = next_window([queue], Limits(1000), max_places=1).places[0]
