@@ -61,5 +61,6 @@ def _run_options(rank: Rank, **others: Any) -> Any:
         overwrite=rank.existing == "overwrite",
         threads=rank_threads(rank),
         should_stop_job=rank.stop.job_reason,
+        trace=rank.options.trace,
         **others,
     )

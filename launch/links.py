@@ -148,7 +148,7 @@ class NeighbourLink:
 def connect_neighbours(
     device: torch.device, connect: timedelta
 ) -> tuple[NeighbourLink | None, NeighbourLink | None]:
-    """Links to the stage before and the stage after; every rank must call it, within ``connect``."""
+    """Links to the stages before and after; every rank must call it, within ``connect``."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     # gloo's timeout is for connecting; NCCL's is for transfers, and a receive may wait for days.
     backend, timeout = ("nccl", FOREVER) if device.type == "cuda" else ("gloo", connect)

@@ -20,8 +20,8 @@ from lorafusion.launch.post import StarPost
 from lorafusion.launch.startup import meet_at_store
 from lorafusion.launch.watchdog import Watchdog, WatchedRecorder
 from lorafusion.launch.world import World
-from lorafusion.training.alone import SilentRecorder
 from lorafusion.training.team import Recorder, Team
+from lorafusion.training.trace import Trace
 
 START_TIMEOUT_S = 120.0
 HANG_TIMEOUT_S = 300.0
@@ -97,7 +97,7 @@ def join_team(options: TeamOptions) -> Generator[Team]:
     dog, goodbye_s = None, ERROR_GOODBYE_S
     try:
         offset = clock_offset(post)
-        inner = SilentRecorder() if options.recorder is None else options.recorder(offset)
+        inner = Trace.silent() if options.recorder is None else options.recorder(offset)
         recorder = WatchedRecorder(inner)
         team = Team(
             stage=options.world.rank,

@@ -16,6 +16,7 @@ from lorafusion.errors import LostRankError
 from lorafusion.launch.channel import Envelope
 from lorafusion.launch.post import StarPost
 from lorafusion.launch.ranks import rank_name
+from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Recorder, SpanKind
 
 HANG_TIMEOUT_S = 300.0
@@ -54,6 +55,14 @@ class WatchedRecorder:
     def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
         """Passed on."""
         self._inner.stepped(place, job, step, samples)
+
+    def summary(self) -> StageTimes:
+        """As ``inner`` has it."""
+        return self._inner.summary()
+
+    def close(self) -> None:
+        """Passed on."""
+        self._inner.close()
 
     def state(self) -> tuple[int, str | None]:
         """A number that changes with whatever begins or ends, and what is being done now."""

@@ -53,8 +53,7 @@ class RankOptions:
         existing: What to do with an earlier run's results in ``output``.
         hang_timeout_s: Without progress on any rank, until the run is ended.
         start_timeout_s: Within which every rank must have come.
-        recorder: Makes this rank's recorder; given the seconds to add to ``time.perf_counter()``
-            to get rank 0's. None: nothing is kept.
+        trace: Keep what each rank does when, in ``output``/trace.
     """
 
     file: Path
@@ -63,7 +62,7 @@ class RankOptions:
     existing: Existing = "refuse"
     hang_timeout_s: float = HANG_TIMEOUT_S
     start_timeout_s: float = START_TIMEOUT_S
-    recorder: Callable[[float], Recorder] | None = None
+    trace: bool = True
 
 
 class _EarlySignals:
@@ -203,7 +202,7 @@ def _take_part(
         store=store,
         start_timeout_s=options.start_timeout_s,
         hang_timeout_s=options.hang_timeout_s,
-        recorder=options.recorder,
+        recorder=lambda offset_s: _trace(rank, offset_s),
         on_problem=lambda error: _end_soon(rank, error),
         on_hang=rank.log.stacks,
     )
@@ -213,6 +212,15 @@ def _take_part(
             return lead(rank, team)
         follow(rank, team)
     return 0
+
+
+def _trace(rank: Rank, offset_s: float) -> Recorder:
+    from lorafusion.training.trace import Trace
+    from lorafusion.training.trace_file import FOLDER
+
+    world, keep = rank.world, rank.options.trace
+    folder = rank.output / FOLDER if keep else None
+    return Trace(folder, world.rank, world.ranks, offset_s=offset_s)
 
 
 def _check_base(rank: Rank) -> None:

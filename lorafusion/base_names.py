@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from lorafusion.adapters.targets import ModuleNames
 from lorafusion.kept import code_digest, keep, recall
+from lorafusion.module_names import ModuleNames
 
 
 def base_module_names(base_model: str) -> ModuleNames:
@@ -36,8 +36,8 @@ def base_module_names(base_model: str) -> ModuleNames:
 
 
 def _look(base_model: str) -> ModuleNames:
-    from lorafusion.adapters.targets import module_names
     from lorafusion.models.load import meta_model
+    from lorafusion.module_names import module_names
 
     return module_names(meta_model(base_model))
 
@@ -50,7 +50,7 @@ def _key(base_model: str) -> tuple[bytes, ...] | None:
         return None
     if content is None:
         return None
-    ours = code_digest("models", "adapters/targets.py")
+    ours = code_digest("models", "module_names.py")
     return content, version("transformers").encode(), ours
 
 

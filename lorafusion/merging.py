@@ -15,10 +15,10 @@ from torch import nn
 from lorafusion.adapters.folder import adapter_folder
 from lorafusion.adapters.initial import check_fit
 from lorafusion.adapters.peft_format import StoredAdapter, load_adapter
-from lorafusion.adapters.targets import module_names
 from lorafusion.errors import AdapterError, OutputError
 from lorafusion.files import replace_folder_atomic
 from lorafusion.models.load import load_as_stored
+from lorafusion.module_names import module_names
 
 DTYPES = {
     "float32": torch.float32,

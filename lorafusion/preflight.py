@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from lorafusion.adapters.folder import AdapterFolder, read_folder
 from lorafusion.adapters.initial import misfits, note_on_base, overwritten_by
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.targets import ModuleNames, match_targets
+from lorafusion.adapters.targets import match_targets
 from lorafusion.base_names import base_module_names
 from lorafusion.data.counts import rows_left, steps_per_epoch, total_steps
 from lorafusion.data.formats import describe_trained
@@ -23,6 +23,7 @@ from lorafusion.errors import AdapterError, DataError, ModelError, Problem
 from lorafusion.jobs.loading import RunFile
 from lorafusion.jobs.schema import DatasetConfig, JobSpec, PathText
 from lorafusion.jobs.yaml_tree import Node
+from lorafusion.module_names import ModuleNames
 from lorafusion.row_counts import RowCount, count_rows
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

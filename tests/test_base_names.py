@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lorafusion import base_names
-from lorafusion.adapters.targets import module_names
 from lorafusion.base_names import base_module_names
 from lorafusion.errors import ModelError
 from lorafusion.models.load import meta_model
+from lorafusion.module_names import module_names
 
 
 @pytest.fixture(autouse=True)

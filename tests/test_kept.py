@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lorafusion import kept as kept_module
-from lorafusion.adapters.targets import ModuleNames
 from lorafusion.errors import DataError
 from lorafusion.kept import code_digest, kept
+from lorafusion.module_names import ModuleNames
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from lorafusion.adapters.registry import METHODS, AdapterConfig, ModuleAdapter
-from lorafusion.adapters.targets import ModuleNames, match_targets, module_names
+from lorafusion.adapters.targets import match_targets
 from lorafusion.errors import AdapterError
 from lorafusion.kernels.binding import bound_layout
 from lorafusion.kernels.hashing import module_key
 from lorafusion.kernels.layout import FusedForm, ModuleAdapters
 from lorafusion.kernels.lora_linear import lora_linear
+from lorafusion.module_names import ModuleNames, module_names
 
 
 def weight_NK(linear: Any) -> torch.Tensor:

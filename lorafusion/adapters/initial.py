@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lorafusion.adapters.folder import AdapterFolder, ModuleShape, adapter_folder, read_folder
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.targets import ModuleNames, match_targets
+from lorafusion.adapters.targets import match_targets
 from lorafusion.errors import AdapterError
+from lorafusion.module_names import ModuleNames
 
 if TYPE_CHECKING:
     import torch

@@ -6,51 +6,9 @@ Names are matched without torch: ``lorafusion validate`` has them from an earlie
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorafusion.errors import AdapterError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-class ModuleNames(NamedTuple):
-    """Full names in the model's order, taken before any linear is wrapped."""
-
-    linears: tuple[str, ...]
-    """The linears that may be adapted: ``nn.Linear`` and ``Conv1D``, all but the head."""
-    everything: tuple[str, ...]
-    shapes: tuple[tuple[int, int], ...]
-    """[out, in] of each of ``linears``."""
-    head: str = ""
-    """The output head, if there is one."""
-    stacked: tuple[str, ...] = ()
-    """Parameters that hold the matrices of all experts of a layer in one tensor."""
-
-
-def module_names(model: nn.Module) -> ModuleNames:
-    """The names of an unwrapped model."""
-    from torch import nn
-    from transformers import PreTrainedModel
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    modules = dict(model.named_modules())
-    linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    return ModuleNames(
-        linears=tuple(linears),
-        everything=tuple(modules),
-        shapes=tuple(_out_in(modules[name]) for name in linears),
-        head=next((name for name, module in modules.items() if module is head), ""),
-        stacked=tuple(name for name, tensor in model.named_parameters() if tensor.ndim == 3),
-    )
-
-
-def _out_in(linear: Any) -> tuple[int, int]:
-    from torch import nn
-
-    rows, columns = linear.weight.shape
-    return (rows, columns) if isinstance(linear, nn.Linear) else (columns, rows)
+from lorafusion.module_names import ModuleNames
 
 
 def match_targets(names: ModuleNames, target_modules: str | tuple[str, ...]) -> tuple[str, ...]:

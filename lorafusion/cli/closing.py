@@ -11,6 +11,7 @@ from rich.text import Text
 from lorafusion.cli import figures
 from lorafusion.cli.display import STYLES, UNBOUNDED, Row, new_table
 from lorafusion.training.result import Generation, JobResult, RunResult
+from lorafusion.training.stage_times import StageTimes
 
 # Characters of a prompt or an answer that are shown.
 SHOWN_TEXT = 300
@@ -32,6 +33,7 @@ def show_result(console: Console, result: RunResult, rows: Mapping[str, Row]) ->
     for job in result.jobs:
         if job.generation is not None:
             show_generation(console, job.name, job.generation)
+    show_stages(console, result.stages)
     console.print()
     console.print(totals(result))
 
@@ -60,6 +62,36 @@ def closing_table(jobs: Sequence[JobResult], *, with_folder: bool) -> Table:
         ]
         folder = [Text(job.adapter_dir or figures.NOTHING)] if with_folder else []
         table.add_row(*cells, *folder)
+    return table
+
+
+def show_stages(console: Console, stages: Sequence[StageTimes]) -> None:
+    """Print where the time of each stage of a pipeline went; nothing for a single stage."""
+    if len(stages) > 1:
+        console.print()
+        console.print(stages_table(stages))
+
+
+def stages_table(stages: Sequence[StageTimes]) -> Table:
+    """One row a stage, 78 columns up to 27 hours; shares are of the stage's time in this process.
+
+    ``other`` is what it sent, planned, and what else is in no span.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    heads = "stage|layers|busy|bubble|no ramp|wait\nbefore|wait\nbehind|wait\nplan|other|memory"
+    for head in heads.split("|"):
+        table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
+    for stage in stages:
+        waits = (stage.wait_before_s, stage.wait_after_s, stage.wait_plan_s, stage.other_s)
+        table.add_row(
+            str(stage.stage),
+            _layers(stage.layers),
+            f"{_short(stage.busy_s)} s",
+            f"{stage.bubble:.1%}",
+            f"{stage.bubble_without_ramp:.1%}" if stage.full_s else figures.NOTHING,
+            *(f"{wait / stage.wall_s:.1%}" if wait else figures.NOTHING for wait in waits),
+            f"{_short(stage.peak_rss_mb / 1000)} GB",
+        )
     return table
 
 
@@ -98,6 +130,19 @@ def shorten(text: str) -> str:
         return line
     half = (SHOWN_TEXT - 3) // 2
     return f"{line[:half]} … {line[-half:]}"
+
+
+def _short(value: float) -> str:
+    """Three digits, or more before the point."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def _layers(layers: tuple[int, int] | None) -> str:
+    """Such as ``0-7``, or ``8`` for a single one."""
+    if layers is None:
+        return figures.NOTHING
+    first, behind = layers
+    return f"{first}-{behind - 1}" if behind - first > 1 else str(first)
 
 
 def _natural_width(console: Console, table: Table) -> int:

@@ -18,6 +18,8 @@ from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOption
 
 if TYPE_CHECKING:
     from lorafusion.launch.worker import Rank
+    from lorafusion.training.events import Events
+    from lorafusion.training.result import RunResult
     from lorafusion.training.team import Team
 
 
@@ -47,6 +49,9 @@ def command(  # noqa: PLR0913 - one argument an option
     hang_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds without progress on any rank: the run hangs.")
     ] = HANG_TIMEOUT_S,
+    trace: Annotated[
+        bool, typer.Option(help="Keep what each rank does when, and draw it, in OUTPUT/trace.")
+    ] = True,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds within which every rank must have come.")
     ] = START_TIMEOUT_S,
@@ -62,19 +67,18 @@ def command(  # noqa: PLR0913 - one argument an option
         existing=existing_results(resume=resume, overwrite=overwrite),
         hang_timeout_s=hang_timeout,
         start_timeout_s=start_timeout,
+        trace=trace,
     )
     _leave(_run(options, as_json=as_json))
 
 
 def _run(options: RankOptions, *, as_json: bool) -> int:
     def lead(rank: Rank, team: Team) -> int:
-        from lorafusion.launch.lead import lead_run
-
         for note in rank.run.notes if rank.run else ():
             typer.echo(f"note: {note}", err=as_json)
         return show_run(
             rank.spec,
-            lambda events: lead_run(rank, team, events),
+            lambda events: _lead(rank, team, events),
             rank.stop,
             as_json=as_json,
             resume=resume_command(options.file, options.output, options.stages),
@@ -88,6 +92,20 @@ def _run(options: RankOptions, *, as_json: bool) -> int:
         follow_run(rank, team)
 
     return run_rank(options, lead, follow, show=_show)
+
+
+def _lead(rank: Rank, team: Team, events: Events) -> RunResult:
+    """Train, and draw what the ranks did."""
+    from lorafusion.launch.lead import lead_run
+    from lorafusion.plans.pipeline_report import write_pipeline_report
+    from lorafusion.training.trace_file import FOLDER
+
+    result = lead_run(rank, team, events)
+    if rank.options.trace:
+        events.status("drawing the pipeline")
+        for note in write_pipeline_report(rank.output / FOLDER, team.stages):
+            events.note(note)
+    return result
 
 
 def _show(error: BaseException) -> None:

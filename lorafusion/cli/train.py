@@ -56,6 +56,10 @@ def command(  # noqa: PLR0913 - one argument an option
             min=0, help="With stages: how often to go on when a process is lost or hangs."
         ),
     ] = 0,
+    trace: Annotated[
+        bool,
+        typer.Option(help="With stages: keep what each does when, and draw it, in OUTPUT/trace."),
+    ] = True,
     hang_timeout: Annotated[
         float,
         typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
@@ -77,7 +81,9 @@ def command(  # noqa: PLR0913 - one argument an option
             )
         from lorafusion.launch.launcher import launch_here
 
-        options = RankOptions(file, stages, output, existing, hang_timeout_s=hang_timeout)
+        options = RankOptions(
+            file, stages, output, existing, hang_timeout_s=hang_timeout, trace=trace
+        )
         arguments = _rank_arguments(options, as_json=as_json)
         raise typer.Exit(launch_here(arguments, stages=stages, max_restarts=max_restarts))
     for note in run.notes:
@@ -164,6 +170,8 @@ def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
         arguments += ["--output", str(options.output)]
     if options.existing != "refuse":
         arguments.append(f"--{options.existing}")
+    if not options.trace:
+        arguments.append("--no-trace")
     return [*arguments, "--json"] if as_json else arguments
 
 

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lorafusion.adapters.lora import LoraModule
-from lorafusion.adapters.targets import match_targets, module_names
+from lorafusion.adapters.targets import match_targets
 from lorafusion.data.order import epoch_order
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.launch.local import StopRequest, run_local
 from lorafusion.models.load import load_base
+from lorafusion.module_names import module_names
 from lorafusion.training.events import Events
 
 _WORDS = "one two three four five six seven eight".split()

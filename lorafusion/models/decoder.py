@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from lorafusion.models.layers import find_layers, unfit
+from lorafusion.models.layers import find_layers, uncuttable, unfit
 from lorafusion.models.part import Part
 
 
@@ -118,7 +118,9 @@ class Decoder:
         except (RuntimeError, ValueError, TypeError) as error:
             if self._part.first:
                 raise
-            raise unfit(self._decoder, "needs more than a hidden state behind a cut") from error
+            raise uncuttable(
+                self._decoder, "needs more than a hidden state behind a cut"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

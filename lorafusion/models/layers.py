@@ -30,3 +30,12 @@ def unfit(decoder: nn.Module, what: str) -> ModelError:
         "allowed: decoders that pass one hidden state from layer to layer, such as those of "
         "docs/models.md. Choose another base."
     )
+
+
+def uncuttable(decoder: nn.Module, what: str) -> ModelError:
+    """The refusal of a decoder that does ``what``, but runs where it is whole."""
+    return ModelError(
+        f"{type(decoder).__name__} {what}, so it cannot be cut into stages; allowed: this base in "
+        "one process, or a decoder that passes nothing but one hidden state from layer to layer, "
+        "such as those of docs/models.md."
+    )

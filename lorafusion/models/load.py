@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lorafusion.adapters.targets import ModuleNames, module_names
 from lorafusion.errors import ModelError
 from lorafusion.models.part import Part
 from lorafusion.models.prune import part_class
 from lorafusion.models.refusals import check_config
+from lorafusion.module_names import ModuleNames, module_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -7,14 +7,14 @@ belong to its beginning and which to its end is seen from the order in which its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from torch import nn
 
 from lorafusion.models import attention
-from lorafusion.models.layers import find_layers, unfit
+from lorafusion.models.layers import find_layers, uncuttable
 from lorafusion.models.part import Part
 
 
@@ -31,9 +31,14 @@ class Absent(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The hidden state that it is given; 0 where it would make one from something else."""
         hidden = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(hidden, torch.Tensor) and hidden.is_floating_point():
+        # [1, T, D]: OPT's learned positions are given a mask of floats [1, T].
+        if isinstance(hidden, torch.Tensor) and hidden.is_floating_point() and hidden.ndim == 3:
             return hidden
         return torch.zeros(())
+
+    def named_modules(self, *_args: Any, **_options: Any) -> Generator[tuple[str, nn.Module]]:
+        """None: nobody who looks through the model's modules takes it for the one that it had."""
+        yield from ()
 
 
 def part_class(model_class: Any, part: Part) -> Any:
@@ -114,7 +119,7 @@ def _follow(decoder: Any) -> None:
             decoder(**given, use_cache=False)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise unfit(decoder, f"looks at numbers before its first layer ({reason})") from error
+        raise uncuttable(decoder, f"looks at numbers before its layers ({reason})") from error
 
 
 class _Noting(nn.Module):

@@ -225,12 +225,12 @@ function drawBlock(ctx, model, lane, i, at, box, state, colours) {
   }
 }
 
-// Waits hatched, sends as a thin line.
+// Waits hatched the other way than evals, sends as a thin line.
 function drawBeside(ctx, kind, { x, y, width, height }, colours) {
   ctx.fillStyle = colours.soft;
   if (kind === "t") return ctx.fillRect(x, y + height / 2 - 2, Math.max(0.6, width), 4);
   ctx.globalAlpha = 0.5;
-  hatch(ctx, x, y, width, height, colours.soft);
+  hatch(ctx, x, y, width, height, colours.soft, true);
   ctx.globalAlpha = 1;
   return undefined;
 }
@@ -252,7 +252,8 @@ function drawLabel(ctx, name, tail, { x, y, room }, [colour, halo]) {
   ctx.fillText(text(), x, y);
 }
 
-function hatch(ctx, x, y, width, height, colour) {
+// Lines that rise to the right, or fall.
+function hatch(ctx, x, y, width, height, colour, falls = false) {
   ctx.save();
   ctx.beginPath();
   ctx.rect(x, y, width, height);
@@ -261,8 +262,8 @@ function hatch(ctx, x, y, width, height, colour) {
   ctx.lineWidth = 1.5;
   ctx.beginPath();
   for (let offset = -height; offset < width; offset += 6) {
-    ctx.moveTo(x + offset, y + height);
-    ctx.lineTo(x + offset + height, y);
+    ctx.moveTo(x + offset, falls ? y : y + height);
+    ctx.lineTo(x + offset + height, falls ? y + height : y);
   }
   ctx.stroke();
   ctx.restore();

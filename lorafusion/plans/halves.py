@@ -28,6 +28,7 @@ class StageRow:
         before_s: In waits for the stage before.
         after_s: In waits for the stage behind.
         plan_s: In waits for the plan.
+        other_s: In sends and in no span, such as rank 0's planning.
         idle: Share of the run in which it did not compute.
         planned_idle: The same, as planned.
     """
@@ -38,6 +39,7 @@ class StageRow:
     before_s: float
     after_s: float
     plan_s: float
+    other_s: float
     idle: float
     planned_idle: float
 
@@ -138,6 +140,7 @@ class Halves:
         return StageRow(
             *busy.values(),
             *waits.values(),
+            other_s=max(0.0, run.makespan_s - sum(busy.values()) - sum(waits.values())),
             idle=1 - run.busy_s[stage] / run.makespan_s,
             planned_idle=1 - plan.busy_s[stage] / plan.makespan_s if plan.makespan_s else 0.0,
         )

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from lorafusion.planner.simulate import Action
-from lorafusion.plans.chrome_trace import MOST_EVENTS, action_name, arguments, metadata
+from lorafusion.plans.chrome_trace import action_name, arguments, metadata
 from lorafusion.plans.measured import Beside, Measured
 from lorafusion.plans.recorded import Recording
 
 __all__ = ["measured_trace"]
+
+MOST_EVENTS = 25_000
+"""Of all ranks; 300 bytes an event."""
 
 _THREADS = ("computes", "sends and waits")
 

@@ -87,7 +87,8 @@ class Picture:
         from matplotlib.patches import Patch
 
         summary = self._summary
-        _row(self._figure, [*_kinds(summary), *more], self._legend_top)
+        kinds = [*_kinds(summary), *more]
+        _row(self._figure, kinds, self._legend_top, len(kinds))
         jobs = [
             (Patch(color=colours.base(index)), _short(job.name))
             for index, job in enumerate(summary.jobs[:_LISTED])
@@ -126,13 +127,13 @@ def _kinds(summary: PlanSummary) -> list[tuple[Any, str]]:
     return found
 
 
-def _row(figure: Any, entries: list[tuple[Any, str]], top: float) -> None:
+def _row(figure: Any, entries: list[tuple[Any, str]], top: float, columns: int = _COLUMNS) -> None:
     legend = figure.legend(
         [handle for handle, _ in entries],
         ["x"] * len(entries),
         loc="upper left",
         bbox_to_anchor=(0.004, top),
-        ncols=_COLUMNS,
+        ncols=columns,
         fontsize=9,
         frameon=False,
         borderaxespad=0,

@@ -18,9 +18,9 @@ __all__ = ["pipeline_page"]
 # seven in the measured one.
 _BUDGET = Budget(places=100_000, lanes=64, size=3.5e6, per_action=34, per_segment=24)
 _HINT = (
-    "Below it, a lane per stage, twice: as the same places would run with times fitted to this run "
-    "(on each stage forwards, backwards and steps take their mean for their load, and messages "
-    "what they took), and as they ran"
+    "Below it, a lane per stage, twice: on top the same places as the schedule alone would have "
+    "them, with forwards, backwards, steps and messages as long as they were in this run on "
+    "average for their load; below them what each stage did"
 )
 _KINDS = (
     '<span><i class="swatch wait"></i>waiting</span>',
@@ -28,7 +28,7 @@ _KINDS = (
 )
 # By the beginning of what is waited for; BESIDE in gantt_model.js.
 _LETTERS = {"forward": "u", "backward": "d"}
-_HEADS = "forward|backward|steps|wait: before|wait: behind|wait: plan|idle|idle, planned"
+_HEADS = "forward|backward|steps|wait: before|wait: behind|wait: plan|other|idle|idle, planned"
 
 
 def pipeline_page(halves: Halves) -> str:
@@ -69,7 +69,7 @@ def _stages(halves: Halves) -> str:
     rows: list[str] = []
     for stage, row in enumerate(halves.rows()):
         seconds: list[Any] = [row.forward_s, row.backward_s, row.step_s]
-        seconds += [row.before_s, row.after_s, row.plan_s]
+        seconds += [row.before_s, row.after_s, row.plan_s, row.other_s]
         cells = [f"stage {stage}", *(duration(value, "s") if value else "–" for value in seconds)]
         cells += [percent(row.idle), percent(row.planned_idle)]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")

@@ -18,7 +18,7 @@ from lorafusion.plans.summary import PlanSummary
 __all__ = ["INK", "SOFT", "draw_beside", "draw_lanes", "draw_strip"]
 
 INK, SOFT, IDLE, GRID, EDGE = "#17202a", "#566472", "#eef1f4", "#dfe4e9", "#b8c4ce"
-WAIT: dict[str, Any] = {"facecolors": IDLE, "edgecolors": "#aab4be", "hatch": "/////"}
+WAIT: dict[str, Any] = {"facecolors": IDLE, "edgecolors": "#aab4be", "hatch": "\\" * 5}
 """How waits look."""
 
 Span: TypeAlias = tuple[int, float, float]

@@ -16,7 +16,7 @@ from lorafusion.planner.plan import FORMAT, Plan
 
 __all__ = ["Recording", "Span", "read_recording"]
 
-MOST_SPANS = 400_000
+MOST_SPANS = 200_000
 """Of all ranks together; of a longer run the first places are read. A span takes 300 bytes."""
 
 # Spans of a place on one rank: forward, backward, two waits, two sends, a step.

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 
 import torch
 
-from lorafusion.training.team import Message, SpanKind, Team
-
-
-class SilentRecorder:
-    """Keeps nothing."""
-
-    def span(self, kind: SpanKind, place: int, name: str) -> AbstractContextManager[None]:
-        """Nothing is kept."""
-        return nullcontext()
-
-    def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
-        """Nothing is kept."""
+from lorafusion.training.team import Message, Team
+from lorafusion.training.trace import Trace
 
 
 class _Pigeonhole:
@@ -48,4 +36,4 @@ class _Pigeonhole:
 
 def team_of_one() -> Team:
     """The only rank of a run, on the CPU."""
-    return Team(0, 1, torch.device("cpu"), _Pigeonhole(), SilentRecorder())
+    return Team(0, 1, torch.device("cpu"), _Pigeonhole(), Trace.silent())

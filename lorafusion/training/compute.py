@@ -213,10 +213,17 @@ class Compute:
                 for again, _ in self._attempt(part, rows, hidden_TD):
                     self._attempt_backward(again, gradient_TD, passed, hidden_TD)
             return
-        for shard, segment in zip(piece.shards, piece.part.segments, strict=bool(piece.shards)):
-            shard.collect(segment.samples)
+        self._collect(piece)
         if passed is not None and piece.inputs is not None and piece.inputs.grad is not None:
             passed[piece.rows] = piece.inputs.grad
+
+
+    def _collect(self, piece: Piece) -> None:
+        for shard, segment in zip(piece.shards, piece.part.segments, strict=bool(piece.shards)):
+            try:
+                shard.collect(segment.samples)
+            except Exception as error:
+                self.give_up(segment.job, f"the backward of step {segment.step}", error)
 
 
 def _backward(piece: Piece, gradient_TD: torch.Tensor | None) -> None:

@@ -177,10 +177,18 @@ class Executor:
     def _complete(self, place: Place, squares: torch.Tensor) -> torch.Tensor:
         """This stage's gradients added to the squared norms of the completed steps."""
         totals = [
-            total * torch.nan if self._is_out(job) else self._residents[job].complete(total)
-            for (job, _), total in zip(place.completes, squares, strict=True)
+            self._completed_norm(job, step, total)
+            for (job, step), total in zip(place.completes, squares, strict=True)
         ]
         return torch.stack(totals) if totals else squares
+
+    def _completed_norm(self, job: str, step: int, total: torch.Tensor) -> torch.Tensor:
+        if not self._is_out(job):
+            try:
+                return self._residents[job].complete(total)
+            except Exception as error:
+                self._compute.give_up(job, f"the gradient norm of step {step}", error)
+        return total * torch.nan
 
     def _apply(self, position: int, due: Sequence[tuple[str, int]], verdicts: torch.Tensor) -> None:
         for (job, step), verdict in zip(due, verdicts, strict=True):

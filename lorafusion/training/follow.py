@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
         team.post.report({"kind": "ready", "failed": failed})
         _run(site, team)
     assert base.tensor_hashes() == hashes, "the base's weights changed during the run"
-    team.post.report({"kind": "done", "held_bytes": site.held_bytes})
+    team.recorder.close()
+    times = replace(team.recorder.summary(), layers=(first, stop))
+    team.post.report({"kind": "done", "held_bytes": site.held_bytes, "times": times.to_dict()})
 
 
 def _join_jobs(spec: RunSpec, site: Site, wanted: list[dict[str, Any]]) -> dict[str, str]:

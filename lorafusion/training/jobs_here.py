@@ -6,12 +6,12 @@ from typing import Any
 
 from lorafusion.adapters.initial import ResolvedAdapter, resolve_adapter
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.targets import ModuleNames
 from lorafusion.data.tokenizer import Tokenizer
 from lorafusion.errors import DataError
 from lorafusion.files import token_cache
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.models.refusals import longest_sample
+from lorafusion.module_names import ModuleNames
 from lorafusion.training.data import JobData
 
 

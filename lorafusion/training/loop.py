@@ -24,6 +24,7 @@ from lorafusion.training.result import JobResult
 from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.shard_writer import Shard
 from lorafusion.training.team import Message, Team
+from lorafusion.training.trace_file import PlaceTrace
 from lorafusion.training.windows import Windows
 
 # A stage says why it gave a job up on another channel than that it did: seconds to wait for it.
@@ -45,6 +46,7 @@ class Workplace:
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
+        places: Keeps which places were run.
     """
 
     team: Team
@@ -55,6 +57,7 @@ class Workplace:
     events: Events
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
+    places: PlaceTrace | None = None
 
 
 class TrainingLoop:
@@ -161,6 +164,8 @@ class TrainingLoop:
             self._pause(job, reason)
         self._publish(Revision(self._track.known, None, self._take_leaves(), last=True))
         self._let_leave(self._track.known)
+        if self._place.places is not None:
+            self._place.places.close()
 
     def _publish(self, revision: Revision) -> None:
         self._place.team.post.publish(revision.message())
@@ -177,6 +182,8 @@ class TrainingLoop:
 
     def _run_place(self, place: Place) -> None:
         started = time.perf_counter()
+        if self._place.places is not None:
+            self._place.places.ran(self._place.executor.position, place)
         self._let_leave(self._place.executor.position)
         self._place.executor.forward(place, _unknown)
         after: list[Callable[[], None]] = []

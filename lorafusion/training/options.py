@@ -18,6 +18,7 @@ class RunOptions:
         threads: CPU threads in use, part of what bits depend on.
         should_stop: Asked between microbatches; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
+        trace: Keep which places were run, beside the ranks' own traces.
         generations: Let the base and each finished adapter answer one held-out prompt.
     """
 
@@ -28,3 +29,4 @@ class RunOptions:
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
     generations: bool = False
+    trace: bool = False

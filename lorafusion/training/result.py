@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lorafusion.training.metrics import read_metrics
 from lorafusion.training.records import Record, parse_record
+from lorafusion.training.stage_times import StageTimes
 
 JobState = Literal["running", "succeeded", "failed", "paused"]
 
@@ -90,6 +91,7 @@ class RunResult:
         wall_s: Seconds in all.
         peak_rss_mb: Most memory this process held, in MB of 10^6 bytes.
         base_sha256: Hash of the base's weights, the same before and after.
+        stages: What each stage of the pipeline did with its time.
     """
 
     jobs: tuple[JobResult, ...]
@@ -98,6 +100,7 @@ class RunResult:
     wall_s: float
     peak_rss_mb: float
     base_sha256: str
+    stages: tuple[StageTimes, ...] = ()
 
     def __getitem__(self, name: str) -> JobResult:
         """The result of the job of that name."""

@@ -43,7 +43,10 @@ from lorafusion.training.result import Generation, JobResult, RunResult
 from lorafusion.training.revision import Leave
 from lorafusion.training.shard_writer import shard_name
 from lorafusion.training.site import Site
+from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Message, Team
+from lorafusion.training.trace_file import FOLDER as TRACE
+from lorafusion.training.trace_file import PlaceTrace
 
 RESULT_FILE = "result.json"
 # Fewer rows a microbatch leave the GEMMs small; twice as many gained nothing on two CPU cores.
@@ -193,7 +196,15 @@ class _Run:
             wall_s=time.perf_counter() - started,
             peak_rss_mb=peak_rss_mb(),
             base_sha256=self._hash,
+            stages=self._stage_times(loop),
         )
+
+    def _stage_times(self, loop: TrainingLoop) -> tuple[StageTimes, ...]:
+        layers = self._base.part.layers
+        self._team.recorder.close()
+        own = replace(self._team.recorder.summary(), layers=(layers.start, layers.stop))
+        others = (loop.done[rank]["times"] for rank in sorted(loop.done))
+        return (own, *map(StageTimes.from_dict, others))
 
     def _prepare_job(self, job: _Prepared, writers: ThreadPoolExecutor) -> None:
         spec, adapter = resolve(job.spec, self._base.names)
@@ -241,8 +252,9 @@ class _Run:
         found: dict[int, Message] = {}
         while len(found) < self._team.stages - 1:
             rank, message = self._team.post.wait()
-            if message["kind"] == kind:
-                found[rank] = message
+            # Nothing else is said before the first place is run: none of it may get lost.
+            assert message["kind"] == kind, f"rank {rank} sent {message['kind']!r}, not {kind!r}"
+            found[rank] = message
         return dict(sorted(found.items()))
 
     def _generate(self, job: TrainingJob) -> None:
@@ -254,11 +266,14 @@ class _Run:
 
     def _workplace(self) -> Workplace:
         site = self._site
+        limits = Limits(self._capacity, stages=self._team.stages)
+        places = PlaceTrace(self._options.output / TRACE, limits) if self._options.trace else None
         return Workplace(
             team=self._team,
             executor=site.executor,
             residents=site.residents,
-            limits=Limits(self._capacity, stages=self._team.stages),
+            limits=limits,
+            places=places,
             facts=ExportFacts(
                 self._spec.base_model, site.bank.linears_and_head, site.bank.fan_in_fan_out
             ),

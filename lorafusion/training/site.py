@@ -10,6 +10,7 @@ from typing import Any
 
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.adapters.initial import ResolvedAdapter
+from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.models.load import Base
 from lorafusion.models.stage import Stage
@@ -111,15 +112,26 @@ class Site:
                 return
             error = written.exception()
             if error is not None:
-                self._tell_failed(name, str(error))
+                self._tell_failed(name, _why(step, error))
                 return
             message = {"kind": "shard", "job": name, "step": step}
             self._team.post.report({**message, "shard": written.result().to_json()})
 
-        self._writers[name].save(step, shard.tensors()).add_done_callback(tell)
+        try:
+            written = self._writers[name].save(step, shard.tensors())
+        except Exception as error:  # no memory for a copy: that job's failure alone
+            self._tell_failed(name, _why(step, error))
+        else:
+            written.add_done_callback(tell)
 
     def _tell_failed(self, job: str, reason: str) -> None:
         self._team.post.report({"kind": "failed", "job": job, "reason": reason})
+
+
+def _why(step: int, error: BaseException) -> str:
+    if isinstance(error, LorafusionError):  # says which file of which step
+        return str(error)
+    return f"the checkpoint of step {step}: {type(error).__name__}: {error}"
 
 
 def _state(checkpoint: Checkpoint) -> Mapping[str, Any]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
+
+if TYPE_CHECKING:
+    from lorafusion.training.stage_times import StageTimes
 
 Message: TypeAlias = Mapping[str, Any]
 """Goes to JSON and back."""
@@ -94,6 +97,14 @@ class Recorder(Protocol):
 
     def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
         """These samples' gradients are in the step that was just applied."""
+        ...
+
+    def summary(self) -> StageTimes:
+        """What the rank has done with its time so far."""
+        ...
+
+    def close(self) -> None:
+        """Keep what there is; nothing more is of interest."""
         ...
 
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from lorafusion.adapters.folder import read_folder
 from lorafusion.adapters.initial import note_on_base, overwritten_by, resolve_adapter
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.targets import ModuleNames, module_names
 from lorafusion.errors import AdapterError
+from lorafusion.module_names import ModuleNames, module_names
 from tests.adapters.conftest import MakeAdapter
 
 PATTERNS = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}}

@@ -9,8 +9,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lorafusion.adapters.targets import match_targets, module_names
+from lorafusion.adapters.targets import match_targets
 from lorafusion.errors import AdapterError
+from lorafusion.module_names import module_names
 from tests.models.families import FAMILIES
 
 TABLE: dict[str, str | tuple[str, ...]] = {

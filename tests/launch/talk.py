@@ -14,8 +14,8 @@ from lorafusion.launch import post as post_module
 from lorafusion.launch.codes import exit_code
 from lorafusion.launch.team import TeamOptions, join_team
 from lorafusion.launch.world import World
-from lorafusion.training.alone import SilentRecorder
 from lorafusion.training.team import Link, Team
+from lorafusion.training.trace import Trace
 
 START_TIMEOUT_S = 20.0
 
@@ -142,9 +142,9 @@ def main() -> None:
     torch.set_num_threads(1)
     world = World.read()
 
-    def recorder(offset: float) -> SilentRecorder:
+    def recorder(offset: float) -> Trace:
         say(f"offset {offset}")
-        return SilentRecorder()
+        return Trace.silent()
 
     options = TeamOptions(world, recorder=recorder, start_timeout_s=START_TIMEOUT_S)
     began = time.monotonic()

@@ -53,16 +53,31 @@ class Piece:
 
     @classmethod
     def load(
-        cls, folder: Path, part: Part, *, dtype: str = "float64", recompute: bool = False
+        cls,
+        folder: Path,
+        part: Part,
+        *,
+        dtype: str = "float64",
+        recompute: bool = False,
+        targets: str = "",
     ) -> Piece:
-        """Adapters' B is not zero, as it is at first: then A has a gradient too."""
+        """Adapters' B is not zero, as it is at first: then A has a gradient too.
+
+        Args:
+            folder: Of the base.
+            part: Of the base.
+            dtype: Of the base.
+            recompute: See :class:`Stage`.
+            targets: Instead of both jobs' own.
+        """
         base = load_base(str(folder), dtype, part)
         stage = Stage(base, recompute=recompute)
         bank = AdapterBank(base.model, base.names)
         adapters: list[ResidentAdapter] = []
         for seed, config in enumerate(CONFIGS):
-            targets = [n for n in bank.match(config.target_modules) if n in bank.linears]
-            adapters.append(bank.add(config, targets, seed=seed))
+            wanted = bank.match(targets or config.target_modules)
+            here = [name for name in wanted if name in bank.linears]
+            adapters.append(bank.add(config, here, seed=seed))
             for name, tensor in adapters[-1].parameters().items():
                 if name.endswith("lora_B"):
                     own = torch.Generator().manual_seed(hash_of(name))

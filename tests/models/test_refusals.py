@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 
-from lorafusion.adapters.targets import match_targets, module_names
+from lorafusion.adapters.targets import match_targets
 from lorafusion.errors import AdapterError, ModelError
 from lorafusion.models.load import check_base, load_base, meta_model
 from lorafusion.models.refusals import longest_sample
 from lorafusion.models.stage import Stage
+from lorafusion.module_names import module_names
 from tests.models.families import FAMILIES
 
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 64}

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from lorafusion.planner.plan import Limits, Place, Plan
+from lorafusion.planner.simulate import Simulation
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import SpanKind
 from lorafusion.training.trace import Trace
@@ -131,6 +132,26 @@ class _Stage:
     def _send(self, queue: SimpleQueue[float]) -> None:
         with self.trace.span("send", self.position, ""):
             queue.put(time.perf_counter() + TRANSFER_S)
+
+
+def write_ranks(
+    folder: Path, plan: Plan, simulation: Simulation, offsets: Sequence[float] = ()
+) -> None:
+    """The files that a run would leave whose ranks did exactly this, each on its own clock."""
+    places = PlaceTrace(folder, plan.limits)
+    for number, place in enumerate(plan.places):
+        places.ran(number, place)
+    places.close()
+    for stage in range(plan.limits.stages):
+        offset = offsets[stage] if offsets else 0.0
+        trace = Trace(folder, stage, plan.limits.stages, offset_s=offset)
+        trace.close()
+        with (folder / f"rank-{stage}.jsonl").open("a") as file:
+            for action in simulation.actions:
+                if action.stage == stage:
+                    start, end = (1000.0 + t - offset for t in (action.start_s, action.end_s))
+                    what = {"kind": action.kind, "place": action.place, "name": "x"}
+                    file.write(json.dumps({**what, "start": start, "end": end}) + "\n")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,195 @@
+"""Faults that are planted in one job on one stage, from a certain step on.
+
+Products of the program are changed in place, in the process of that rank alone: the product itself
+knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lorafusion.errors import AdapterError
+from lorafusion.kernels.layout import AdapterLayout
+from lorafusion.models.stage import Stage
+from lorafusion.training import shard_writer
+from lorafusion.training.shard import JobShard
+from lorafusion.training.site import Site
+
+
+class Fault(NamedTuple):
+    """What goes wrong: in ``job`` on ``stage``, in step ``step``."""
+
+    stage: int
+    phase: str
+    job: str
+    step: int
+
+    def error(self) -> Exception:
+        """What is raised."""
+        return ZeroDivisionError(f"planted in {self.phase}")
+
+
+def plant(faults: list[Fault]) -> None:
+    """Let this process meet these faults, all of its own stage."""
+    join = Site.join
+
+    def join_with_fault(site: Site, spec: Any, *arguments: Any) -> JobShard:
+        mine = [fault for fault in faults if fault.job == spec.name]
+        for fault in mine:
+            if fault.phase == "join":
+                raise AdapterError("planted in join")
+        shard = join(site, spec, *arguments)
+        for fault in mine:
+            _PHASES[fault.phase](fault, shard, site)
+        return shard
+
+    Site.join = join_with_fault
+
+
+def _nan(fault: Fault, shard: JobShard, _site: Site) -> None:
+    _wrap(shard, "apply", after=lambda: _poison(shard) if shard.step == fault.step - 1 else None)
+
+
+def _poison(shard: JobShard) -> None:
+    with torch.no_grad():
+        for parameter in shard.parameters.values():
+            parameter.fill_(torch.nan)
+
+
+def _forward(fault: Fault, shard: JobShard, _site: Site) -> None:
+    run = Stage.forward
+
+    def forward(stage: Stage, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
+        if _is_here(fault, shard, layout):
+            raise fault.error()
+        return run(stage, entering, layout)
+
+    Stage.forward = forward
+
+
+def _backward(fault: Fault, shard: JobShard, _site: Site) -> None:
+    run = Stage.forward
+
+    def forward(stage: Stage, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
+        output = run(stage, entering, layout)
+        return _Bad.apply(output, fault) if _is_here(fault, shard, layout) else output
+
+    Stage.forward = forward
+
+
+class _Bad(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: torch.Tensor, fault: Fault) -> torch.Tensor:
+        context.fault = fault
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, *_gradients: Any) -> Any:
+        raise context.fault.error()
+
+
+def _is_here(fault: Fault, shard: JobShard, layout: AdapterLayout) -> bool:
+    if fault.phase == "eval":
+        due = not layout.training and shard.step == fault.step
+    else:
+        due = layout.training and shard.step == fault.step - 1
+    return due and shard.slot in layout.segment_slots
+
+
+def _method(name: str) -> Callable[[Fault, JobShard, Site], None]:
+    """A method of the job's shard that raises."""
+
+    def install(fault: Fault, shard: JobShard, _site: Site) -> None:
+        def check() -> None:
+            if shard.step == fault.step - 1:
+                raise fault.error()
+
+        _wrap(shard, name, before=check)
+
+    return install
+
+
+def _rows(fault: Fault, shard: JobShard, _site: Site) -> None:
+    rows = shard.data.rows
+
+    def bad_rows(*arguments: Any) -> Any:
+        if shard.step == fault.step - 1:
+            raise fault.error()
+        return rows(*arguments)
+
+    object.__setattr__(shard.data, "rows", bad_rows)
+
+
+def _save(fault: Fault, _shard: JobShard, _site: Site) -> None:
+    write = shard_writer.write_bytes_atomic
+
+    def full(path: Path, data: bytes) -> None:
+        if fault.job in path.parts and path.parent.name == f"step-{fault.step:08d}":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    shard_writer.write_bytes_atomic = full
+
+
+def _copy(fault: Fault, shard: JobShard, _site: Site) -> None:
+    tensors = shard.tensors
+
+    def bad_tensors() -> dict[str, torch.Tensor]:
+        if shard.step == fault.step:
+            raise fault.error()
+        return tensors()
+
+    shard.tensors = bad_tensors
+
+
+def _kill(fault: Fault, shard: JobShard, _site: Site) -> None:
+    def check() -> None:
+        if shard.step == fault.step - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _wrap(shard, "apply", before=check)
+
+
+def _nothing(_fault: Fault, _shard: JobShard, _site: Site) -> None:
+    """It happens elsewhere."""
+
+
+def _wrap(
+    shard: JobShard,
+    name: str,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    method = getattr(shard, name)
+
+    def wrapped(*arguments: Any) -> Any:
+        before()
+        result = method(*arguments)
+        after()
+        return result
+
+    setattr(shard, name, wrapped)
+
+
+_PHASES: dict[str, Callable[[Fault, JobShard, Site], None]] = {
+    "backward": _backward,
+    "collect": _method("collect"),
+    "copy": _copy,
+    "eval": _forward,
+    "forward": _forward,
+    "join": _nothing,
+    "kill": _kill,
+    "nan": _nan,
+    "norm": _method("complete"),
+    "rows": _rows,
+    "save": _save,
+    "step": _method("apply"),
+}
