@@ -18,6 +18,9 @@ from lorafusion.jobs.schema import JobSpec
 from lorafusion.jobs.spellings import EMBEDDINGS_AND_HEADS
 from lorafusion.jobs.yaml_tree import Node, join
 
+# In the run's folder, beside those of its jobs.
+FOLDERS_OF_RUNS = ("logs", "trace")
+
 
 def check_run(tree: Node, file: str) -> list[Problem]:
     """All broken rules in ``tree``, whose jobs have the defaults merged in."""
@@ -40,6 +43,13 @@ class _Checks:
         for node in (job.child("name") for job in jobs):
             if node is None or not isinstance(node.value, str):
                 continue
+            if node.value.casefold() in FOLDERS_OF_RUNS:
+                yield self._problem(
+                    node,
+                    show(node),
+                    f"any name but {' and '.join(FOLDERS_OF_RUNS)}, which a run makes folders of",
+                    "Rename the job.",
+                )
             first = seen.setdefault(node.value.casefold(), node)
             if first is not node:
                 found = f"{show(node)}, when {first.where} on line {first.line} is {first.value!r}"

@@ -217,8 +217,8 @@ class RunSpec(_Strict):
     deterministic: bool = False
     """Bit-exact: a job gives equal bytes alone and with any neighbours. Costs speed."""
     recompute: Literal["auto"] | bool = "auto"
-    """Keep each layer's input alone and repeat its forward in the backward: less memory, about a
-    third more time. auto: where memory asks for it."""
+    """Keep each layer's input alone and repeat its forward in the backward: less memory, more
+    time. auto: where memory asks for it."""
     threads: Count | None = None
     """CPU threads. null: as many as there are cores."""
     output_dir: PathText | None = None

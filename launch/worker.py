@@ -226,12 +226,10 @@ def _trace(rank: Rank, offset_s: float) -> Recorder:
 def _check_base(rank: Rank) -> None:
     """From the config alone, as rank 0 can before anything is loaded."""
     from lorafusion.models.load import check_base
-    from lorafusion.planner.shape import ModelShape
     from lorafusion.planner.stages import cut_layers
 
-    spec = rank.spec
-    shape = ModelShape.from_config(check_base(spec.base_model).to_dict(), spec.dtype)
-    cut_layers([1.0] * shape.layers, rank.options.stages)
+    layers = check_base(rank.spec.base_model).get_text_config().num_hidden_layers
+    cut_layers([1.0] * layers, rank.options.stages)
 
 
 def _failed(rank: Rank, error: BaseException, show: Callable[[BaseException], None]) -> int:

@@ -27,6 +27,9 @@ class RunSettings(TypedDict, total=False):
     """Most tokens in one microbatch."""
     deterministic: bool
     """Bit-exact: a job gives equal bytes alone and with any neighbours. Costs speed."""
+    recompute: Literal["auto"] | bool
+    """Keep each layer's input alone and repeat its forward in the backward: less memory, more time.
+    "auto": where memory asks for it."""
     threads: int | None
     """CPU threads. None: as many as there are cores."""
     resume: bool

@@ -14,6 +14,7 @@ import typer
 
 from lorafusion.bench.settings import Settings, check_packages, parse_against, parse_dropouts
 from lorafusion.cli.bench_kernels import bench_kernels
+from lorafusion.cli.bench_pipeline import bench_pipeline
 from lorafusion.cli.bench_plan import bench_plan
 from lorafusion.errors import TurnError
 from lorafusion.jobs.loading import load_run_file
@@ -31,6 +32,7 @@ def command() -> None:
 
 
 app.command("kernels")(bench_kernels)
+app.command("pipeline")(bench_pipeline)
 app.command("plan")(bench_plan)
 
 

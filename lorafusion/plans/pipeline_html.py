@@ -14,9 +14,8 @@ from lorafusion.plans.quantities import duration, percent
 
 __all__ = ["pipeline_page"]
 
-# As of a plan's page; a place has three actions in the planned half, and with its waits and sends
-# seven in the measured one.
-_BUDGET = Budget(places=100_000, lanes=64, size=3.5e6, per_action=34, per_segment=24)
+BUDGET = Budget(places=100_000, lanes=64, size=3.5e6, per_action=34, per_segment=24)
+"""As of a plan's page; with waits and sends, three actions are ten blocks of both halves."""
 _HINT = (
     "Below it, a lane per stage, twice: on top the same places as the schedule alone would have "
     "them, with forwards, backwards, steps and messages as long as they were in this run on "
@@ -33,7 +32,7 @@ _HEADS = "forward|backward|steps|wait: before|wait: behind|wait: plan|other|idle
 
 def pipeline_page(halves: Halves) -> str:
     """The page, at most 5 MB: of a long run it draws the first places, and says so."""
-    planned, measured = halves.excerpts(_BUDGET)
+    planned, measured = halves.excerpts(BUDGET)
     plan = halves.recording.plan
     longest = halves.longest
     run = replace(halves.run.simulation, makespan_s=longest)

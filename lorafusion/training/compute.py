@@ -134,8 +134,8 @@ class Compute:
             return [self._forward(part, rows, hidden_TD)]
         except Exception as error:
             if len(part.segments) == 1:
-                step = part.segments[0].step
-                self.give_up(job, f"the forward of step {step}", error)
+                what = "the eval after" if part.kind == "eval" else "the forward of"
+                self.give_up(job, f"{what} step {part.segments[0].step}", error)
                 return [self._without_adapter(part, rows, hidden_TD)]
         return [
             entry
@@ -216,7 +216,6 @@ class Compute:
         self._collect(piece)
         if passed is not None and piece.inputs is not None and piece.inputs.grad is not None:
             passed[piece.rows] = piece.inputs.grad
-
 
     def _collect(self, piece: Piece) -> None:
         for shard, segment in zip(piece.shards, piece.part.segments, strict=bool(piece.shards)):

@@ -205,7 +205,7 @@ class Executor:
                 self._residents.stepped(shard)
 
     def _is_out(self, job: str) -> bool:
-        return job in self._compute.failed or job not in self._residents
+        return job in self._compute.failed or self._residents.over(job)
 
     def _failed(self, place: Place) -> torch.Tensor:
         flags = [float(segment.job in self._compute.failed) for segment in place.segments]

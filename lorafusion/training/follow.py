@@ -14,9 +14,11 @@ from lorafusion.models.load import load_base
 from lorafusion.models.part import Part
 from lorafusion.planner.plan import Place
 from lorafusion.training.checkpoint import at_step
+from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
 from lorafusion.training.jobs_here import load_data, resolve
 from lorafusion.training.options import RunOptions
+from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision, Track
 from lorafusion.training.site import Site
 from lorafusion.training.team import Message, Team
@@ -44,7 +46,7 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
         )
         failed = _join_jobs(spec, site, _next(team, "jobs")["jobs"])
         team.post.report({"kind": "ready", "failed": failed})
-        _run(site, team)
+        follow_places(site.executor, site.residents, team)
     assert base.tensor_hashes() == hashes, "the base's weights changed during the run"
     team.recorder.close()
     times = replace(team.recorder.summary(), layers=(first, stop))
@@ -72,9 +74,9 @@ def _join(spec: JobSpec, site: Site, entry: dict[str, Any], tokenizer: Any) -> N
     site.join(spec, data, adapter, folder, checkpoint)
 
 
-def _run(site: Site, team: Team) -> None:
+def follow_places(executor: Executor, residents: Residents, team: Team) -> None:
+    """Run the places of rank 0's revisions until one of them is the last."""
     track = Track()
-    executor = site.executor
 
     def upcoming() -> Place | None:
         for _, message in team.post.poll():
@@ -87,14 +89,14 @@ def _run(site: Site, team: Team) -> None:
 
     while (place := track.take(executor.position, wait)) is not None:
         for leave in track.leaves(executor.position):
-            site.residents.leave(leave)
+            residents.leave(leave)
         executor.forward(place, upcoming)
         if executor.full:
             executor.backward()
     while not executor.empty:
         executor.backward()
     for leave in track.leaves(executor.position):
-        site.residents.leave(leave)
+        residents.leave(leave)
 
 
 def _next(team: Team, kind: str) -> Message:

@@ -132,6 +132,9 @@ class TrainingLoop:
             self._publish_next(min(start, self._track.known))
         elif place >= self._track.known - 1 and not self._idle:
             self._publish_next(self._track.known)
+        elif self._changed and place < self._track.known:  # nothing is planned any more
+            self._changed = False
+            self._publish(Revision(place + 1, None, self._take_leaves()))
         if place == self._track.known:
             self._end(stop or "")
         return self._track.take(place, _never)
@@ -291,9 +294,11 @@ class TrainingLoop:
 
     def _leave(self, job: TrainingJob, *, save: bool) -> None:
         del self._jobs[job.name]
-        self._leaves.append(Leave(job.name, job.step, save))
-        position = self._place.executor.position
-        self._changed |= self._windows.need(job.name, position)
+        leave = Leave(job.name, job.step, save)
+        self._place.residents.stop_at(leave)
+        self._leaves.append(leave)
+        # Its next step may be in flight: the other ranks have to hear of it before they do that.
+        self._changed |= not job.finished
 
     # What other ranks say.
 

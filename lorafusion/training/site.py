@@ -48,7 +48,6 @@ class Site:
         self._deterministic = deterministic
         self._pool = writers
         self._writers: dict[str, ShardWriter] = {}
-        self._shards: list[JobShard] = []
         compute = Compute(
             self.stage,
             self.bank,
@@ -96,13 +95,12 @@ class Site:
             folder / CHECKPOINTS, self._pool, shard_name(self._team.stage)
         )
         self.residents.join(shard)
-        self._shards.append(shard)
         return shard
 
     @property
     def held_bytes(self) -> int:
         """Most gradients that were held until their sample's turn, summed over the jobs."""
-        return sum(shard.gradients.held_bytes_peak for shard in self._shards)
+        return self.residents.held_bytes
 
     def _save(self, shard: JobShard) -> None:
         name, step = shard.name, shard.step

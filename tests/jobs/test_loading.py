@@ -159,6 +159,8 @@ IN_JOB = [
     ("capacity: lots", 5, "capacity", "auto or a whole number >= 1"),
     ("deterministic: yes", 5, "deterministic", "Write true."),
     ("deterministic: 1", 5, "deterministic", "Write true or false."),
+    ("recompute: yes", 5, "recompute", "allowed: auto or true or false. Write true."),
+    ("recompute: 1", 5, "recompute", "Write true or false."),
     ("learning_rate: 1e-4", 5, "learning_rate", "belongs in a job or in `defaults`"),
     ("lora_r: 8", 5, "lora_r", "`lora_r` belongs in a job or in `defaults`"),
     ("defaults: [a]", 5, "defaults", "a mapping of job fields"),

@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PROGRAM = HERE / "rank_program.py"
+# Until a process counts as hanging: starting one takes 10 s and more where others compute too.
+PATIENCE_S = 100.0
 
 
 @dataclass
@@ -31,8 +33,8 @@ class Started:
     out: str = ""
     err: str = ""
 
-    def end(self, timeout: float = 40) -> Started:
-        """Wait for its end."""
+    def end(self, timeout: float = PATIENCE_S) -> Started:
+        """Wait for its end; it hangs if it takes longer."""
         self.out, self.err = self.process.communicate(timeout=timeout)
         self.code = self.process.returncode
         return self
@@ -122,7 +124,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
     """Poll; fails after the time."""
     deadline = time.monotonic() + timeout
     while not condition():

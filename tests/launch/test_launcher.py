@@ -63,7 +63,7 @@ def test_who_was_killed_is_said(launch, tmp_path: Path, rank: int) -> None:
 
 
 def test_a_restart_goes_on_from_what_is_there(launch, tmp_path: Path) -> None:
-    run = launch("kill", 1, restarts=1).end(60)
+    run = launch("kill", 1, restarts=1).end()
     assert run.code == 0, run.err
     assert re.findall(r"results there: (\w+)", run.out) == ["refuse", "resume"]
     assert "rank 1 (stage 1) was killed by SIGKILL" in run.err
@@ -83,7 +83,7 @@ def test_a_signal_stops_the_run_cleanly(launch, tmp_path: Path, number: signal.S
     wait_until(lambda: is_training(tmp_path))
     time.sleep(0.5)
     os.killpg(run.process.pid, number)  # as a terminal does
-    run.end(20)
+    run.end()
     assert run.code == 128 + number, run.err
     assert "stopped cleanly" in run.out
     assert "Traceback" not in run.err
@@ -101,8 +101,8 @@ def test_a_second_signal_ends_all_at_once(launch, tmp_path: Path) -> None:
     assert run.process.poll() is None
     began = time.monotonic()
     os.killpg(run.process.pid, signal.SIGINT)
-    run.end(20)
-    assert time.monotonic() - began < 3
+    run.end()
+    assert time.monotonic() - began < 10  # torchrun would give them twice as long
     assert run.code == 130
     assert all_gone(tmp_path)
 
@@ -112,7 +112,7 @@ def test_a_signal_before_the_ranks_have_met(launch, tmp_path: Path, number: sign
     run = launch("fine", -1, "--places", 100_000, restarts=1)
     wait_until(lambda: len(processes(tmp_path)) == 2)
     os.killpg(run.process.pid, number)
-    run.end(20)
+    run.end()
     assert run.code == 128 + number, run.err
     assert len(processes(tmp_path)) == 2
     assert all_gone(tmp_path)
@@ -125,7 +125,7 @@ def test_torchrun_itself(start: Start, job_file: Path, tmp_path: Path) -> None:
     wait_until(lambda: is_training(tmp_path))
     time.sleep(0.5)
     os.killpg(run.process.pid, signal.SIGINT)
-    run.end(20)
+    run.end()
     assert "stopped cleanly" in run.out
     assert all_gone(tmp_path)
     assert "done, exit code 130" in logs(tmp_path)

@@ -46,8 +46,8 @@ def test_a_signal_saves_all_state(train, tmp_path: Path, number: signal.Signals)
     wait_until(lambda: steps_done(tmp_path / "out") >= 3)
     began = time.monotonic()
     os.killpg(run.process.pid, number)
-    run.end(20)
-    assert time.monotonic() - began < 10
+    run.end()
+    assert time.monotonic() - began < 30
     assert run.code == 128 + number, run.err
     assert "Traceback" not in run.err
     result = json.loads((tmp_path / "out" / "result.json").read_text())["jobs"][0]
@@ -58,14 +58,14 @@ def test_a_signal_saves_all_state(train, tmp_path: Path, number: signal.Signals)
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_changes_no_result(train, tmp_path: Path, rank: int) -> None:
-    whole = train(60, folder="whole").end(60)
+    whole = train(60, folder="whole").end()
     assert whole.code == 0, whole.err
     run = train(60, "--max-restarts", 1)
     out = tmp_path / "out"
     wait_until(lambda: steps_done(out) >= 5)
     log = (out / "logs" / f"rank-{rank}.log").read_text()
     os.kill(int(re.findall(r"process (\d+), start", log)[-1]), signal.SIGKILL)
-    run.end(60)
+    run.end()
     assert run.code == 0, run.err
     assert f"rank {rank} (stage {rank}) was killed by SIGKILL" in run.err
     assert "Traceback" not in run.err

@@ -1,7 +1,7 @@
 """Load layers START to STOP of FOLDER and print the share in weights and the most memory, in MB.
 
-Run in a process of its own as ``python measured_part.py FOLDER DTYPE START STOP TOTAL``. A tiny base
-goes first, so that the libraries that loading and stages need are no part of the measure.
+Run in a process of its own as ``python measured_part.py FOLDER DTYPE START STOP TOTAL``. A tiny
+base goes first, so that the libraries that loading and stages need are no part of the measure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.conftest import make_llama
 
 
 def memory_mb(field: str) -> float:
-    """``VmRSS`` (now), ``VmHWM`` (the most), ``RssAnon`` (now, without what is mapped from files)."""
+    """``VmRSS`` (now), ``VmHWM`` (the most), or ``RssAnon`` (now, nothing that lies in a file)."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024 / 1e6

@@ -18,7 +18,7 @@ from tests.training.runs import figure
 ROOT = Path(__file__).parents[2]
 LAYERS = 6
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +68,13 @@ def measure(folder: Path, dtype: str, start: int, stop: int) -> dict[str, float]
     return found
 
 
-@pytest.mark.parametrize(
-    ("start", "stop"),
-    [
-        (1, 4),
-        pytest.param(0, 2, marks=pytest.mark.slow),
-        pytest.param(3, 6, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (1, 4), (3, 6)])
 def test_a_part_needs_its_share_and_a_tenth(start: int, stop: int, large_base: Path) -> None:
     found = measure(large_base, "float32", start, stop)
     assert found["share"] < 250
     assert found["all"] <= 1.1 * found["share"]
 
 
-@pytest.mark.slow
 def test_a_part_that_is_converted_too(large_base: Path) -> None:
     """Without what is mapped from the files, which the kernel takes back where it is short."""
     found = measure(large_base, "float64", 1, 3)

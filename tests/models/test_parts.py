@@ -99,7 +99,7 @@ def holds_its_own_tensors(whole: Piece, pieces: list[Piece]) -> None:
     )
     assert min(counts.values()) == 1
     hashes: dict[str, str] = {}
-    for piece in pieces:
+    for piece in reversed(pieces):  # in whatever order they arrive
         hashes.update(piece.base.tensor_hashes())
     assert combined_hash(hashes) == whole.base.fingerprint()
     assert len({piece.base.fingerprint() for piece in pieces}) == len(pieces)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -135,23 +136,35 @@ class _Stage:
 
 
 def write_ranks(
-    folder: Path, plan: Plan, simulation: Simulation, offsets: Sequence[float] = ()
+    folder: Path,
+    plan: Plan,
+    simulation: Simulation,
+    offsets: Sequence[float] = (),
+    *,
+    with_waits: bool = False,
 ) -> None:
-    """The files that a run would leave whose ranks did exactly this, each on its own clock."""
+    """The files that a run would leave whose ranks did exactly this, each on its own clock.
+
+    Waits are in the gaps, and a short send behind each forward and backward.
+    """
     places = PlaceTrace(folder, plan.limits)
     for number, place in enumerate(plan.places):
         places.ran(number, place)
     places.close()
     for stage in range(plan.limits.stages):
         offset = offsets[stage] if offsets else 0.0
-        trace = Trace(folder, stage, plan.limits.stages, offset_s=offset)
-        trace.close()
+        Trace(folder, stage, plan.limits.stages, offset_s=offset).close()
+        actions = [action for action in simulation.actions if action.stage == stage]
+        spans = [(a.kind, a.place, "x", a.start_s, a.end_s) for a in actions]
+        for before, after in pairwise(actions) if with_waits else ():
+            sent = before.end_s + min(1e-4, (after.start_s - before.end_s) / 2)
+            spans.append(("send", after.place, "", before.end_s, sent))
+            spans.append(("wait", after.place, "forward of stage 0", sent, after.start_s))
         with (folder / f"rank-{stage}.jsonl").open("a") as file:
-            for action in simulation.actions:
-                if action.stage == stage:
-                    start, end = (1000.0 + t - offset for t in (action.start_s, action.end_s))
-                    what = {"kind": action.kind, "place": action.place, "name": "x"}
-                    file.write(json.dumps({**what, "start": start, "end": end}) + "\n")
+            for kind, place, name, *times in sorted(spans, key=lambda span: span[-1]):
+                start, end = (1000.0 + time - offset for time in times)
+                line = {"kind": kind, "place": place, "name": name, "start": start, "end": end}
+                file.write(f"{json.dumps(line)}\n")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

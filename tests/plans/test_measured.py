@@ -54,15 +54,15 @@ def test_spans_are_taken_apart_by_hand() -> None:
     wait = Span("wait", 0, "b", 2.0, 5.0)
     send = Span("send", 0, "c", 4.0, 5.0)
     later = Span("backward", 0, "d", 12.0, 13.0)
-    inside = Span("step", 0, "e", 12.5, 13.0)
+    inside = Span("step", 0, "e", 12.0, 12.5)
     found = [(s.kind, s.start, s.end) for s in exclusive([send, wait, outer, later, inside])]
     assert found == [
         ("forward", 0.0, 2.0),
         ("wait", 2.0, 4.0),
         ("send", 4.0, 5.0),
         ("forward", 5.0, 10.0),
-        ("backward", 12.0, 12.5),
-        ("step", 12.5, 13.0),
+        ("step", 12.0, 12.5),
+        ("backward", 12.5, 13.0),
     ]
 
 

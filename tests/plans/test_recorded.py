@@ -92,11 +92,11 @@ def test_a_place_that_was_planned_anew_is_what_was_said_last(tmp_path: Path) -> 
 
 
 def test_of_a_long_run_the_first_places_are_read(tmp_path: Path) -> None:
-    plan = large(300, stages=2)
+    plan = large(300, stages=4)
     write_ranks(tmp_path, plan, in_seconds(plan))
-    found = read_recording(tmp_path, 2, most_spans=1400)
+    found = read_recording(tmp_path, 4, most_spans=2800)
     assert found.places == 300 and len(found.plan.places) == 100
-    whole = read_recording(tmp_path, 2)
+    whole = read_recording(tmp_path, 4)
     assert len(whole.plan.places) == 300
     for part, spans in zip(found.spans, whole.spans, strict=True):
         assert part == tuple(span for span in spans if span.place < 100)

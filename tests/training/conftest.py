@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import make_llama
+from tests.conftest import make_llama, make_tokenizer
+from tests.training.stages import Stages
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,3 +31,19 @@ def untied_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(tiny_base, folder, dirs_exist_ok=True)
     make_llama(folder, tied=False, seed=5)
     return folder
+
+
+@pytest.fixture(scope="session")
+def deep_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of four layers."""
+    folder = tmp_path_factory.mktemp("deep_base")
+    make_tokenizer(folder)
+    make_llama(folder, layers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(deep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    """Runs on ``deep_base``, each in a few processes."""
+    with Stages(tmp_path_factory.mktemp("stages"), deep_base) as running:
+        yield running

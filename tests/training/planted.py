@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorafusion.errors import AdapterError
+from lorafusion.jobs.schema import JobSpec
 from lorafusion.kernels.layout import AdapterLayout
 from lorafusion.models.stage import Stage
 from lorafusion.training import shard_writer
@@ -38,9 +39,10 @@ class Fault(NamedTuple):
 
 def plant(faults: list[Fault]) -> None:
     """Let this process meet these faults, all of its own stage."""
+    site_class: Any = Site
     join = Site.join
 
-    def join_with_fault(site: Site, spec: Any, *arguments: Any) -> JobShard:
+    def join_with_fault(site: Site, spec: JobSpec, *arguments: Any) -> JobShard:
         mine = [fault for fault in faults if fault.job == spec.name]
         for fault in mine:
             if fault.phase == "join":
@@ -50,7 +52,7 @@ def plant(faults: list[Fault]) -> None:
             _PHASES[fault.phase](fault, shard, site)
         return shard
 
-    Site.join = join_with_fault
+    site_class.join = join_with_fault
 
 
 def _nan(fault: Fault, shard: JobShard, _site: Site) -> None:
@@ -64,6 +66,7 @@ def _poison(shard: JobShard) -> None:
 
 
 def _forward(fault: Fault, shard: JobShard, _site: Site) -> None:
+    stage_class: Any = Stage
     run = Stage.forward
 
     def forward(stage: Stage, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
@@ -71,17 +74,18 @@ def _forward(fault: Fault, shard: JobShard, _site: Site) -> None:
             raise fault.error()
         return run(stage, entering, layout)
 
-    Stage.forward = forward
+    stage_class.forward = forward
 
 
 def _backward(fault: Fault, shard: JobShard, _site: Site) -> None:
+    stage_class: Any = Stage
     run = Stage.forward
 
     def forward(stage: Stage, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
         output = run(stage, entering, layout)
         return _Bad.apply(output, fault) if _is_here(fault, shard, layout) else output
 
-    Stage.forward = forward
+    stage_class.forward = forward
 
 
 class _Bad(torch.autograd.Function):

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,25 @@ from lorafusion.launch.environment import prepare_environment
 prepare_environment()
 
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402, F401
 
 from lorafusion.cli import rank as rank_command  # noqa: E402
 from lorafusion.errors import PlanError  # noqa: E402
-from lorafusion.launch import lead, team  # noqa: E402, F401
 from lorafusion.launch.stopping import StopRequest  # noqa: E402
-from lorafusion.training import follow, run, windows  # noqa: E402, F401
+from lorafusion.training import windows  # noqa: E402
 from tests.training.planted import Fault, plant  # noqa: E402
+
+# What ranks import as they go.
+LATER = """
+lorafusion.cli.closing lorafusion.cli.display lorafusion.launch.lead lorafusion.launch.team
+lorafusion.training.follow lorafusion.training.run transformers.models.llama.modeling_llama
+""".split()
 
 
 def main() -> None:
     """Until stdin ends."""
     torch.set_num_threads(1)
+    for name in LATER:
+        import_module(name)
     for line in sys.stdin:
         case = json.loads(line)
         ranks = {fork(case, rank): rank for rank in range(case["stages"])}
@@ -78,8 +85,8 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
         resume=case["resume"],
         as_json=True,
         trace=False,
-        hang_timeout=case["timeout_s"] / 2,
-        start_timeout=10.0,
+        hang_timeout=60.0,
+        start_timeout=60.0,
     )
 
 
@@ -99,18 +106,20 @@ def prepare(case: dict[str, Any], rank: int) -> None:
 def stop_run_after(calls: int) -> None:
     """The run is asked to stop from the ``calls + 1``-th time on that somebody looks."""
     left = calls
+    stop_class: Any = StopRequest
 
     def reason(_request: StopRequest) -> str | None:
         nonlocal left
         left -= 1
         return "the test" if left < 0 else None
 
-    StopRequest.reason = reason
+    stop_class.reason = reason
 
 
 def pause_after(steps: dict[str, int]) -> None:
     """Jobs are asked to pause after so many steps and evals."""
     left = dict(steps)
+    stop_class: Any = StopRequest
 
     def job_reason(_request: StopRequest, name: str) -> str | None:
         if name not in left:
@@ -118,12 +127,13 @@ def pause_after(steps: dict[str, int]) -> None:
         left[name] -= 1
         return "the test" if left[name] < 0 else None
 
-    StopRequest.job_reason = job_reason
+    stop_class.job_reason = job_reason
 
 
 def fail_after_plans(plans: int) -> None:
     """No plan can be made any more after so many."""
     made = 0
+    windows_class: Any = windows.Windows
     next_plan = windows.Windows.next_plan
 
     def failing(self: windows.Windows) -> Any:
@@ -133,7 +143,7 @@ def fail_after_plans(plans: int) -> None:
             raise PlanError("planted: no plan")
         return next_plan(self)
 
-    windows.Windows.next_plan = failing
+    windows_class.next_plan = failing
 
 
 def wait_for(ranks: dict[int, int], timeout_s: float) -> list[int | None]:

@@ -17,6 +17,8 @@ from tests.training.planted import Fault
 from tests.training.runs import make_spec
 
 ROOT = Path(__file__).parents[2]
+# Tokens of a sample; a job file's jobs must allow no more than the capacity.
+LONGEST = 96
 PROGRAM = Path(__file__).with_name("stage_program.py")
 
 
@@ -32,7 +34,7 @@ class Case:
     stop_after: int | None = None
     pause_after: Mapping[str, int] = field(default_factory=dict[str, int])
     plans: int | None = None
-    timeout_s: float = 60
+    timeout_s: float = 200
 
 
 @dataclass(frozen=True)
