@@ -64,6 +64,11 @@ class WatchedRecorder:
         """Passed on."""
         self._inner.close()
 
+    @property
+    def problem(self) -> str | None:
+        """As ``inner`` has it."""
+        return self._inner.problem
+
     def state(self) -> tuple[int, str | None]:
         """A number that changes with whatever begins or ends, and what is being done now."""
         inside = self._inside[-1:]

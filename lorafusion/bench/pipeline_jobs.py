@@ -41,7 +41,7 @@ class JobsStudy:
     jobs: int = 6
     batch: int = 8
     longest: int = 96
-    hidden: int = 256
+    hidden: int = 128
     layers: int = 8
     stages: int = 2
 

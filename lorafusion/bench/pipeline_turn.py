@@ -45,6 +45,11 @@ class TurnRecorder:
     def close(self) -> None:
         """There is no file."""
 
+    @property
+    def problem(self) -> str | None:
+        """None: nothing is written."""
+        return None
+
 
 @dataclass(frozen=True)
 class Rank:

@@ -50,7 +50,14 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
     assert base.tensor_hashes() == hashes, "the base's weights changed during the run"
     team.recorder.close()
     times = replace(team.recorder.summary(), layers=(first, stop))
-    team.post.report({"kind": "done", "held_bytes": site.held_bytes, "times": times.to_dict()})
+    team.post.report(
+        {
+            "kind": "done",
+            "held_bytes": site.held_bytes,
+            "times": times.to_dict(),
+            "problem": team.recorder.problem,
+        }
+    )
 
 
 def _join_jobs(spec: RunSpec, site: Site, wanted: list[dict[str, Any]]) -> dict[str, str]:

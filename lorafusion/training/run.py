@@ -203,8 +203,11 @@ class _Run:
         layers = self._base.part.layers
         self._team.recorder.close()
         own = replace(self._team.recorder.summary(), layers=(layers.start, layers.stop))
-        others = (loop.done[rank]["times"] for rank in sorted(loop.done))
-        return (own, *map(StageTimes.from_dict, others))
+        others = [loop.done[rank] for rank in sorted(loop.done)]
+        for problem in (self._team.recorder.problem, *(other["problem"] for other in others)):
+            if problem is not None:
+                self._events.note(problem)
+        return (own, *(StageTimes.from_dict(other["times"]) for other in others))
 
     def _prepare_job(self, job: _Prepared, writers: ThreadPoolExecutor) -> None:
         spec, adapter = resolve(job.spec, self._base.names)

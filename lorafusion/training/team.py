@@ -107,6 +107,11 @@ class Recorder(Protocol):
         """Keep what there is; nothing more is of interest."""
         ...
 
+    @property
+    def problem(self) -> str | None:
+        """Why not all is kept; None while all is well."""
+        ...
+
 
 @dataclass(frozen=True)
 class Team:

@@ -36,14 +36,6 @@ class Windows:
         self._start = 0
         self._queues: Sequence[JobQueue] = [job.queue(window=WINDOW) for job in jobs.values()]
 
-    def need(self, job: str, place: int) -> bool:
-        """Whether anything of the job is planned, or to be, from ``place`` on."""
-        left = next((q for q in self._after(self._plan) if q.name == job), None)
-        planned = self._plan.places[max(0, place - self._start) :]
-        return (left is not None and not left.empty) or any(
-            segment.job == job for entry in planned for segment in entry.segments
-        )
-
     def cut(self, place: int) -> None:
         """Run the plan only up to ``place``; what is behind is planned anew."""
         if place < self._start + len(self._plan.places):

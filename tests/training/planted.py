@@ -90,13 +90,13 @@ def _backward(fault: Fault, shard: JobShard, _site: Site) -> None:
 
 class _Bad(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, value: torch.Tensor, fault: Fault) -> torch.Tensor:
-        context.fault = fault
+    def forward(ctx: Any, value: torch.Tensor, fault: Fault) -> torch.Tensor:
+        ctx.fault = fault
         return value.clone()
 
     @staticmethod
-    def backward(context: Any, *_gradients: Any) -> Any:
-        raise context.fault.error()
+    def backward(ctx: Any, *_gradients: Any) -> Any:
+        raise ctx.fault.error()
 
 
 def _is_here(fault: Fault, shard: JobShard, layout: AdapterLayout) -> bool:

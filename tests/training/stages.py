@@ -78,7 +78,7 @@ class Stages:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
         assert self._process.returncode == 0
 
     def run(self, case: Case, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> Ended:

@@ -188,9 +188,7 @@ class _Making:
         if not self._settings.plain and rng.random() < 0.5:
             return random_window(queues, self._limits, rng, places)
         policy, effort = rng.choice(["makespan", "fair"]), rng.choice([0, 300])
-        return next_window(
-            queues, self._limits, max_places=places, policy=policy, effort=effort
-        )
+        return next_window(queues, self._limits, max_places=places, policy=policy, effort=effort)
 
     def _publish(self, revision: Revision) -> None:
         self._course.revisions.append((self._position, revision.message()))

@@ -162,15 +162,15 @@ def _of_results(course: Course, alone: Found, found: Found) -> Iterator[str]:
 def _of_steps(course: Course, stages: Sequence[Found]) -> Iterator[str]:
     """Samples whose gradients went into each step, on each stage, against the plan."""
     expected = list(course.steps())
-    for number, stage in enumerate(stages):
-        # On one process a job goes on until its places end.
+    for number, stage in enumerate(stages):  # the first is the one process
+        # There a job goes on until its places end.
         mine = [entry for entry in stage.stepped if entry[0] <= course.counts[entry[1]]]
         if (mine if number == 0 else list(stage.stepped)) != expected:
-            yield f"{number - 1}: steps {stage.stepped}, by the plan {expected}"
+            yield f"stage {number - 1}: steps {stage.stepped}, by the plan {expected}"
         if stage.gave_up:
-            yield f"{number - 1}: gave up {stage.gave_up}"
+            yield f"stage {number - 1}: gave up {stage.gave_up}"
         if number and stage.steps != course.final:
-            yield f"{number - 1}: ended at {stage.steps} instead of {course.final}"
+            yield f"stage {number - 1}: ended at {stage.steps} instead of {course.final}"
 
 
 def _of_states(course: Course, alone: Found, found: Sequence[Found]) -> Iterator[str]:
@@ -178,8 +178,8 @@ def _of_states(course: Course, alone: Found, found: Sequence[Found]) -> Iterator
     names = [name for stage in found for name in stage.states]
     if sorted(names) != sorted(alone.states):
         yield f"{len(names)} tensors instead of {len(alone.states)}"
-    for stage, name in [(stage, name) for stage in found for name in stage.states]:
-        expected, got = alone.states.get(name), stage.states[name]
+    for name, got in [entry for stage in found for entry in stage.states.items()]:
+        expected = alone.states.get(name)
         if expected is None:
             continue
         if course.settings.deterministic:

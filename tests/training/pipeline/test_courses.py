@@ -1,8 +1,8 @@
 """Random jobs under random plans, cut and joined in mid-run: the same on 2 to 4 stages as on one.
 
 Real sites, executors and links; dropout is on, ranks differ, and some jobs have nothing on some
-stages. What is compared: every sample's loss, every step's norm and verdict, which samples' gradients
-are in it on each stage, and parameters and moments where each job ends.
+stages. What is compared: every sample's loss, every step's norm and verdict, which samples'
+gradients are in it on each stage, and parameters and moments where each job ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.training.pipeline.courses import Course, Settings, make_course
+from tests.training.pipeline.courses import Settings, make_course
 from tests.training.pipeline.teams import Asked, Found, Teams, differences
 
 pytestmark = pytest.mark.multiproc

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from lorafusion.jobs.schema import JobSpec
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.verify import find_violations
-from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.queues import whole_queue
 from tests.training.pipeline.courses import Course, Settings, make_course
 from tests.training.pipeline.faults import FAULTS
