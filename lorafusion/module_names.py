@@ -28,15 +28,16 @@ def module_names(model: nn.Module) -> ModuleNames:
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    modules = dict(model.named_modules())
+    whole: Any = model
+    head = whole.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    modules: dict[str, nn.Module] = dict(whole.named_modules())
     linears = [n for n, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
     return ModuleNames(
         linears=tuple(linears),
         everything=tuple(modules),
         shapes=tuple(_out_in(modules[name]) for name in linears),
         head=next((name for name, module in modules.items() if module is head), ""),
-        stacked=tuple(name for name, tensor in model.named_parameters() if tensor.ndim == 3),
+        stacked=tuple(name for name, tensor in whole.named_parameters() if tensor.ndim == 3),
     )
 
 

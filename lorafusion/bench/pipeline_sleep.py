@@ -27,7 +27,7 @@ from lorafusion.training.residents import Residents
 from lorafusion.training.team import Team
 
 BASE = "Llama-3.1-8B"
-WIDTH = 16
+WIDTH = 4
 """Columns of the hidden state. A message is small: sleeping stages send what real ones do, less."""
 
 
@@ -44,7 +44,7 @@ class SleepStudy:
 
     stages: int
     places: int = 80
-    place_s: float = 0.08
+    place_s: float = 0.12
     rounds: int = 3
 
     def case(self) -> SleepCase:

@@ -24,7 +24,7 @@ def bench_pipeline(
         Path | None, typer.Option(help="The page to put the tables into, between its marks.")
     ] = None,
 ) -> None:
-    """Measure the pipeline on this machine's CPU, a process a stage; about two minutes.
+    """Measure the pipeline on this machine's CPU, a process a stage; some minutes.
 
     First with stages that sleep as long as the plan says, beside what the simulator predicts for
     the same plan; then six real jobs on two stages of one thread each: together, one after another
@@ -38,7 +38,7 @@ def bench_pipeline(
     from lorafusion.bench.pipeline_jobs import JobsStudy
     from lorafusion.bench.pipeline_sleep import SleepStudy
 
-    sleeping = [SleepStudy(count, places=20 * count, rounds=rounds) for count in counts]
+    sleeping = [SleepStudy(count, places=12 * count, rounds=rounds) for count in counts]
     found = pipeline.measure(sleeping, JobsStudy(rounds=rounds))
     if output is not None:
         pipeline.write(found, output)
