@@ -36,7 +36,16 @@ ALLOWED = {
     "training": {"module_names", "models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
     "merging": {"module_names", "models", "adapters", *BASE},
-    "bench": {"launch", "training", "models", "adapters", "data", "kernels", *PLAIN},
+    "bench": {
+        "module_names",
+        "launch",
+        "training",
+        "models",
+        "adapters",
+        "data",
+        "kernels",
+        *PLAIN,
+    },
     # Of the training side it imports nothing but in child processes: it may be what is broken.
     "doctor": {
         "module_names",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorafusion.training.team import SpanKind
+if TYPE_CHECKING:
+    from lorafusion.training.team import SpanKind
 
 BUSY: tuple[SpanKind, ...] = ("forward", "backward", "step")
 SEND: SpanKind = "send"
