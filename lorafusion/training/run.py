@@ -8,7 +8,6 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lorafusion.adapters.initial import ResolvedAdapter, note_on_base, overwritten_by
 from lorafusion.data.tokenizer import load_tokenizer
@@ -126,6 +125,7 @@ class _Run:
         self._options = options
         self._events = events
         self._team = team
+        self._config = check_base(spec.base_model)
         self._tokenizer = load_tokenizer(spec.base_model)
         self._jobs: list[TrainingJob] = []
         self._outputs: dict[str, JobOutput] = {}
@@ -135,17 +135,16 @@ class _Run:
 
     def load(self) -> None:
         """The data of every job, then the base, each rank its part; what fails has failed."""
-        config = check_base(self._spec.base_model)
         prepared: list[_Prepared] = []
         for job in self._spec.jobs:
             self._events.status(f"preparing {job.name}")
             try:
-                prepared.append(_Prepared(*load_data(job, config, self._tokenizer)))
+                prepared.append(_Prepared(*load_data(job, self._config, self._tokenizer)))
             except _OF_ONE_JOB as error:
                 self._fail(job, error)
         self._prepared = prepared
         self._capacity = self._choose_capacity()
-        self._cut = self._choose_cut(config)
+        self._cut = self._choose_cut()
         layers = [[part.start, part.stop] for part in self._cut.layers]
         self._team.post.publish(
             {"kind": "start", "layers": layers, "recompute": self._cut.recompute}
@@ -290,12 +289,12 @@ class _Run:
             return self._spec.capacity
         return max([AUTO_CAPACITY, *(job.data.longest for job in self._prepared)])
 
-    def _choose_cut(self, config: Any) -> Cut:
+    def _choose_cut(self) -> Cut:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
         memory = device_memory(device, stages)
         ground = Ground(profile, memory, stages, self._capacity)
-        cut = choose_cut(self._spec, config, [job.data for job in self._prepared], ground)
+        cut = choose_cut(self._spec, self._config, [job.data for job in self._prepared], ground)
         if cut.note is not None:
             self._events.note(cut.note)
         return cut
