@@ -13,26 +13,28 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafusion.launch.environment import prepare_environment
 
-prepare_environment()
-
-import torch  # noqa: E402
-
-from lorafusion.bench.pipeline_jobs import JobsStudy  # noqa: E402
-from lorafusion.bench.pipeline_sleep import SleepCase, SleepStudy  # noqa: E402
-from lorafusion.bench.pipeline_turn import TurnRecorder  # noqa: E402
-from lorafusion.bench.pipeline_ways import JobsCase  # noqa: E402
-from lorafusion.launch.team import TeamOptions, join_team  # noqa: E402
-from lorafusion.launch.world import World  # noqa: E402
+if TYPE_CHECKING:
+    from lorafusion.bench.pipeline_sleep import SleepCase
+    from lorafusion.bench.pipeline_ways import JobsCase
+    from lorafusion.launch.world import World
 
 FAILED = 1
 
 
 def main(study: Path, result: Path) -> int:
     """Run a study; rank 0 writes what it found. Returns what to exit with."""
+    prepare_environment()
+    # Not before the environment is prepared, and in this process rather than in its forks.
+    import torch
+
+    from lorafusion.bench.pipeline_jobs import JobsStudy
+    from lorafusion.bench.pipeline_sleep import SleepStudy
+    from lorafusion.bench.pipeline_ways import JobsCase
+
     torch.set_num_threads(1)  # a fork must not need threads that its parent has started
     settings: dict[str, Any] = json.loads(study.read_text(encoding="utf-8"))
     kind = settings.pop("kind")
@@ -47,6 +49,9 @@ def main(study: Path, result: Path) -> int:
 
 
 def _fork(case: SleepCase | JobsCase, world: World, result: Path) -> int:
+    from lorafusion.bench.pipeline_turn import TurnRecorder
+    from lorafusion.launch.team import TeamOptions, join_team
+
     child = os.fork()
     if child:
         return child
@@ -80,6 +85,8 @@ def _wait(ranks: dict[int, int]) -> int:
 
 
 def _world(rank: int, ranks: int, port: int) -> World:
+    from lorafusion.launch.world import World
+
     return World(
         rank=rank,
         ranks=ranks,

@@ -33,7 +33,7 @@ from lorafusion.planner.simulate import predict_bubble
 from lorafusion.planner.verify import verify_plan
 from lorafusion.training.compute import Compute
 from lorafusion.training.data import JobData
-from lorafusion.training.jobs_here import resolve
+from lorafusion.training.job_setup import resolve
 from lorafusion.training.residents import Residents
 from lorafusion.training.shard import JobShard
 from lorafusion.training.team import Team

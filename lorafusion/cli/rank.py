@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorafusion.cli import show_error
+from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
 from lorafusion.cli.train import existing_results, resume_command, show_run
 from lorafusion.errors import LorafusionError
 from lorafusion.launch.codes import StoppedEarly
@@ -31,27 +31,14 @@ def main() -> None:
 
 
 def command(  # noqa: PLR0913 - one argument an option
-    file: Annotated[Path, typer.Argument(help="The job file (YAML).")],
+    file: File,
     stages: Annotated[int, typer.Option(min=1, help="Pipeline stages: one rank each.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the run, the same for all ranks."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from each job's newest checkpoint.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier run's results.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object at the end, the rest on stderr.")
-    ] = False,
-    hang_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds without progress on any rank: the run hangs.")
-    ] = HANG_TIMEOUT_S,
-    trace: Annotated[
-        bool, typer.Option(help="Keep what each rank does when, and draw it, in OUTPUT/trace.")
-    ] = True,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    hang_timeout: HangTimeout = HANG_TIMEOUT_S,
+    trace: Trace = True,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds within which every rank must have come.")
     ] = START_TIMEOUT_S,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
@@ -25,22 +26,11 @@ _STOPPED = 128  # plus the signal's number, as shells count
 
 
 def command(  # noqa: PLR0913 - one argument an option
-    file: Annotated[Path, typer.Argument(help="The job file (YAML).")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder of the run: else output_dir of the file, else runs/FILE."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from each job's newest checkpoint.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier run's results.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object at the end, the rest on stderr.")
-    ] = False,
+    file: File,
+    output: Output = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
     show_generation: Annotated[
         bool, typer.Option(help="Answer a held-out prompt of each job before and after.")
     ] = False,
@@ -56,14 +46,8 @@ def command(  # noqa: PLR0913 - one argument an option
             min=0, help="With stages: how often to go on when a process is lost or hangs."
         ),
     ] = 0,
-    trace: Annotated[
-        bool,
-        typer.Option(help="With stages: keep what each does when, and draw it, in OUTPUT/trace."),
-    ] = True,
-    hang_timeout: Annotated[
-        float,
-        typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
-    ] = HANG_TIMEOUT_S,
+    trace: Trace = True,
+    hang_timeout: HangTimeout = HANG_TIMEOUT_S,
 ) -> None:
     """Train all jobs of a job file at once over one frozen base.
 

@@ -16,7 +16,7 @@ from lorafusion.planner.plan import Place
 from lorafusion.training.checkpoint import at_step
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
-from lorafusion.training.jobs_here import load_data, resolve
+from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.options import RunOptions
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision, Track

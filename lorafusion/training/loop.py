@@ -1,4 +1,4 @@
-"""The training loop on rank 0: plan, run its own stage, and tell jobs and people what came of it.
+"""The training loop on rank 0: run its own stage, and tell jobs and people what came of it.
 
 The other ranks follow its revisions of the plan, see :mod:`lorafusion.training.follow`.
 """
@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorafusion.errors import CheckpointError, OutputError, PlanError
+from lorafusion.errors import CheckpointError, OutputError
 from lorafusion.planner.ahead import Ahead
-from lorafusion.planner.plan import Limits, Place, Plan
+from lorafusion.planner.plan import Limits, Place
 from lorafusion.training.clock import Clock
+from lorafusion.training.course import Course
 from lorafusion.training.endings import Endings
 from lorafusion.training.events import Events
 from lorafusion.training.executor import Executor, Report
@@ -21,7 +22,7 @@ from lorafusion.training.job import StepResult, TrainingJob
 from lorafusion.training.output import ExportFacts, JobOutput
 from lorafusion.training.residents import Residents
 from lorafusion.training.result import JobResult
-from lorafusion.training.revision import Leave, Revision, Track
+from lorafusion.training.revision import Leave
 from lorafusion.training.shard_writer import Shard
 from lorafusion.training.team import Message, Team
 from lorafusion.training.trace_file import PlaceTrace
@@ -78,16 +79,17 @@ class TrainingLoop:
         self._on_finished = on_finished
         self.clock = Clock()
         self._endings = Endings(outputs, workplace.facts, self.clock, workplace.events)
-        self._track = Track()
-        self._leaves: list[Leave] = []
-        self._reasons: dict[str, str] = {}
+        self._ahead = Ahead()
+        windows = Windows(self._jobs, workplace.limits, self._ahead)
+        self._course = Course(
+            workplace.team,
+            workplace.residents,
+            windows,
+            workplace.limits,
+            workplace.should_stop,
+        )
         self.done: dict[int, Message] = {}
         """What each of the other ranks said at its end."""
-        self._changed = False
-        self._idle = False
-        self._error: PlanError | None = None
-        self._ahead = Ahead()
-        self._windows = Windows(self._jobs, workplace.limits, self._ahead)
 
     @property
     def results(self) -> Mapping[str, JobResult]:
@@ -96,7 +98,8 @@ class TrainingLoop:
 
     def let_go(self, leaves: Sequence[Leave]) -> None:
         """Jobs that are on some stages but not among these; to be called before :meth:`run`."""
-        self._leaves += leaves
+        for leave in leaves:
+            self._course.let_go(leave)
 
     def run(self) -> Generator[None]:
         """Train until every job has ended or a stop is asked for; pauses after each place.
@@ -115,79 +118,35 @@ class TrainingLoop:
             self._read_post()
             self._endings.settle()
             time.sleep(LOOK_S)
-        if self._error is not None:
-            raise self._error
-
-    # What comes next.
+        if self._course.error is not None:
+            raise self._course.error
 
     def _next_place(self) -> Place | None:
-        """The next place, with the plan behind it known to all; None at the end."""
+        """The next place; None at the end."""
         self._read_post()
         self._endings.settle()
-        place, stop = self._place.executor.position, self._stop_reason()
-        if (stop or self._changed) and not self._idle:
-            # The other ranks may have posted the receive of the place that is sent next.
-            start = place if self._place.team.stages == 1 else place + 1
-            self._windows.cut(min(start, self._track.known))
-            self._publish_next(min(start, self._track.known))
-        elif place >= self._track.known - 1 and not self._idle:
-            self._publish_next(self._track.known)
-        elif self._changed and place < self._track.known:  # nothing is planned any more
-            self._changed = False
-            self._publish(Revision(place + 1, None, self._take_leaves()))
-        if place == self._track.known:
-            self._end(stop or "")
-        return self._track.take(place, _never)
-
-    def _publish_next(self, start: int) -> None:
-        """The plan from ``start`` on; where there is none, places that carry the last verdicts."""
-        self._changed = False
-        plan = None if self._stop_reason() else self._plan()
-        if plan is None:
-            stages = self._place.team.stages
-            # Each of them takes the verdict on a place S before it to the stages behind.
-            idle = (Place("noop"),) * (stages if stages > 1 else 0)
-            plan = Plan(self._place.limits, idle)
-            self._windows.idle(plan)
-            self._idle = True
-        self._publish(Revision(start, plan, self._take_leaves()))
-
-    def _plan(self) -> Plan | None:
-        try:
-            return self._windows.next_plan()
-        except PlanError as error:
-            self._error = error  # what is done must not be lost
-            return None
+        place = self._place.executor.position
+        self._course.look_ahead(place)
+        if self._course.over(place):
+            self._end(self._course.stop_reason or "")
+        return self._course.take(place)
 
     def _end(self, reason: str) -> None:
-        """All places were run: hear what the last ones brought, and let the other ranks go."""
+        """Hear what the last places brought, and let the other ranks go."""
         while not self._place.executor.empty:
-            self._finish_place()
+            for act in self._hear(self._place.executor.backward()):
+                act()
         for job in list(self._jobs.values()):
             self._pause(job, reason)
-        self._publish(Revision(self._track.known, None, self._take_leaves(), last=True))
-        self._let_leave(self._track.known)
+        self._course.end()
         if self._place.places is not None:
             self._place.places.close()
-
-    def _publish(self, revision: Revision) -> None:
-        self._place.team.post.publish(revision.message())
-        self._track.add(revision)
-
-    def _take_leaves(self) -> tuple[Leave, ...]:
-        leaves, self._leaves = tuple(self._leaves), []
-        return leaves
-
-    def _stop_reason(self) -> str | None:
-        return str(self._error) if self._error is not None else self._place.should_stop()
-
-    # A place.
 
     def _run_place(self, place: Place) -> None:
         started = time.perf_counter()
         if self._place.places is not None:
             self._place.places.ran(self._place.executor.position, place)
-        self._let_leave(self._place.executor.position)
+        self._course.let_leave(self._place.executor.position)
         self._place.executor.forward(place, _unknown)
         after: list[Callable[[], None]] = []
         if self._place.executor.full:
@@ -196,14 +155,6 @@ class TrainingLoop:
             self.clock.seconds += time.perf_counter() - started
         for act in after:
             act()
-
-    def _finish_place(self) -> None:
-        for act in self._hear(self._place.executor.backward()):
-            act()
-
-    def _let_leave(self, place: int) -> None:
-        for leave in self._track.leaves(place):
-            self._place.residents.leave(leave)
 
     def _hear(self, report: Report | None) -> list[Callable[[], None]]:
         """Give the jobs what a place brought; returns what is to be said of it."""
@@ -277,8 +228,6 @@ class TrainingLoop:
         self._place.events.evaluated(job.name, step, loss)
         self._outputs[job.name].record_eval(step, loss, tokens)
 
-    # How jobs leave.
-
     def _succeed(self, job: TrainingJob) -> None:
         self._on_finished(job)
         self._leave(job, save=True)
@@ -294,13 +243,7 @@ class TrainingLoop:
 
     def _leave(self, job: TrainingJob, *, save: bool) -> None:
         del self._jobs[job.name]
-        leave = Leave(job.name, job.step, save)
-        self._place.residents.stop_at(leave)
-        self._leaves.append(leave)
-        # Its next step may be in flight: the other ranks have to hear of it before they do that.
-        self._changed |= not job.finished
-
-    # What other ranks say.
+        self._course.leave(job, save=save)
 
     def _read_post(self) -> None:
         for rank, message in self._place.team.post.poll():
@@ -314,7 +257,6 @@ class TrainingLoop:
                 self.done[rank] = message
 
     def _hear_failure(self, name: str, reason: str) -> None:
-        self._reasons[name] = reason
         if name in self._jobs:
             self._fail(self._jobs[name], reason)
         else:
@@ -333,10 +275,6 @@ class TrainingLoop:
 
 def _later(act: Callable[..., None], *arguments: Any) -> Callable[[], None]:
     return lambda: act(*arguments)
-
-
-def _never() -> Revision:
-    raise AssertionError("rank 0 makes the plan, and has none for this place")
 
 
 def _unknown() -> None:

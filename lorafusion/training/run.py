@@ -29,10 +29,11 @@ from lorafusion.training.alone import team_of_one
 from lorafusion.training.checkpoint import Checkpoint, Json, check_fingerprint, newest
 from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
+from lorafusion.training.emulated import note_on_dtype
 from lorafusion.training.events import Events
 from lorafusion.training.generation import held_out_generation
 from lorafusion.training.job import TrainingJob
-from lorafusion.training.jobs_here import load_data, resolve
+from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.loop import TrainingLoop, Workplace
 from lorafusion.training.manifest import ManifestWriter
 from lorafusion.training.memory import device_memory, peak_rss_mb
@@ -153,6 +154,9 @@ class _Run:
         part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
         spec = self._spec
         self._base: Base = load_base(spec.base_model, spec.dtype, part, self._team.device)
+        slow = note_on_dtype(self._base.dtype, self._team.device)
+        if slow is not None:
+            self._events.note(slow)
         self._hashes = self._base.tensor_hashes()
         hashes = dict(self._hashes)
         for message in self._gather("base").values():

@@ -34,7 +34,7 @@ from lorafusion.training.compute import Compute
 from lorafusion.training.data import JobData
 from lorafusion.training.executor import Executor
 from lorafusion.training.follow import follow_places
-from lorafusion.training.jobs_here import resolve
+from lorafusion.training.job_setup import resolve
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision
 from lorafusion.training.shard import JobShard

@@ -16,7 +16,7 @@ from lorafusion.planner.plan import Place, PlannedSegment
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.executor import Report
 from lorafusion.training.job import TrainingJob
-from lorafusion.training.jobs_here import load_data, resolve
+from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.site import Site
 
 

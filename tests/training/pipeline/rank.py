@@ -26,7 +26,7 @@ from lorafusion.training import follow
 from lorafusion.training import site as site_module
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.executor import Report
-from lorafusion.training.jobs_here import resolve
+from lorafusion.training.job_setup import resolve
 from lorafusion.training.revision import Revision, Track
 from lorafusion.training.shard import JobShard
 from lorafusion.training.site import Site

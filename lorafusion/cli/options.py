@@ -1,0 +1,29 @@
+"""Options that `lorafusion train` and the ranks it starts have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[Path, typer.Argument(help="The job file (YAML).")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of the run: else output_dir of the file, else runs/FILE."
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from each job's newest checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's results.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object at the end, the rest on stderr.")
+]
+HangTimeout = Annotated[
+    float,
+    typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
+]
+Trace = Annotated[
+    bool,
+    typer.Option(help="With stages: keep what each does when, and draw it, in OUTPUT/trace."),
+]
