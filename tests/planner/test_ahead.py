@@ -52,7 +52,10 @@ def children(parent: int) -> list[int]:
 
 def workers() -> list[int]:
     def is_worker(pid: int) -> bool:
-        return b"lorafusion.planner.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        try:
+            return b"lorafusion.planner.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            return False
 
     return [pid for pid in children(os.getpid()) if is_worker(pid)]
 
