@@ -13,103 +13,30 @@ On other devices it has been compared with nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
-
-from lorafusion.errors import PlanError
-from lorafusion.planner.cost import CostModel, Counts, Linear, StageCost
+from lorafusion.planner.cost import Linear
 from lorafusion.planner.devices import DeviceProfile
 from lorafusion.planner.part_costs import Setup, embedding_cost, head_cost, layer_cost
+from lorafusion.planner.parts import PartCosts
 from lorafusion.planner.shape import ModelShape
-from lorafusion.planner.stages import cut_layers
 
-__all__ = ["Setup", "cut_model", "default_cost"]
+__all__ = ["Setup", "default_parts"]
 
 
-def cut_model(
-    shape: ModelShape, device: DeviceProfile, setup: Setup, typical: Counts, *, stages: int
-) -> tuple[range, ...]:
-    """The layers of each stage, so that the slowest takes as little time as can be.
+def default_parts(shape: ModelShape, device: DeviceProfile, setup: Setup) -> PartCosts:
+    """What the parts of a base cost.
 
     Args:
         shape: The base.
         device: What each stage runs on.
         setup: What is trained.
-        typical: A microbatch like most: how long its samples are weighs attention against the rest,
-            its labelled rows weigh the head.
-        stages: How many.
-
-    Raises:
-        PlanError: More stages than layers, or fewer than one.
     """
-    layer = layer_cost(shape, device, setup).seconds(typical)
-    return cut_layers(
-        [layer] * shape.layers,
-        stages,
-        first=embedding_cost(shape, device).seconds(typical),
-        last=head_cost(shape, device).seconds(typical),
-    )
-
-
-def default_cost(
-    shape: ModelShape, device: DeviceProfile, setup: Setup, cut: Sequence[range]
-) -> CostModel:
-    """The model of a base that is cut into stages.
-
-    Args:
-        shape: The base.
-        device: What each stage runs on.
-        setup: What is trained.
-        cut: The layers of each stage, such as of :func:`cut_model`.
-
-    Raises:
-        PlanError: ``cut`` is not all layers in order, at least one a stage.
-    """
-    _check_cut(shape, cut)
-    layer = layer_cost(shape, device, setup)
-    parts = [_layers(layer, len(layers)) for layers in cut]
-    parts[0] = _with(parts[0], embedding_cost(shape, device))
-    head = head_cost(shape, device)
-    if len(cut) == 1 and shape.tied:  # one stage holds the embedding, which is the head, once
-        head = replace(head, static_bytes=0.0)
-    parts[-1] = _with(parts[-1], head)
     bandwidth = device.network if setup.across_nodes else device.link
-    hop = Linear(fixed=device.latency_s, token=shape.dtype_bytes * shape.hidden / bandwidth)
-    source = f"default for {device.name}; not measured"
-    return CostModel(tuple(parts), transfer=hop, source=source)
-
-
-def _layers(layer: StageCost, count: int) -> StageCost:
-    return StageCost(
-        forward=layer.forward.scaled(count),
-        backward=layer.backward.scaled(count),
-        step_fixed_s=layer.step_fixed_s * count,
-        step_rank_s=layer.step_rank_s * count,
-        activation=layer.activation.scaled(count),
-        static_bytes=layer.static_bytes * count,
-        working=layer.working,  # of one layer at a time
+    return PartCosts(
+        layers=shape.layers,
+        tied=shape.tied,
+        embedding=embedding_cost(shape, device),
+        layer=layer_cost(shape, device, setup),
+        head=head_cost(shape, device),
+        transfer=Linear(fixed=device.latency_s, token=shape.dtype_bytes * shape.hidden / bandwidth),
+        source=f"default for {device.name}; not measured",
     )
-
-
-def _with(stage: StageCost, end: StageCost) -> StageCost:
-    """A stage that has the embedding or the head too, neither of which has adapters."""
-    return replace(
-        stage,
-        forward=stage.forward + end.forward,
-        backward=stage.backward + end.backward,
-        activation=stage.activation + end.activation,
-        static_bytes=stage.static_bytes + end.static_bytes,
-        working=stage.working + end.working,
-    )
-
-
-def _check_cut(shape: ModelShape, cut: Sequence[range]) -> None:
-    bounds = [0, *(layers.stop for layers in cut)]
-    expected = [range(start, stop) for start, stop in pairwise(bounds)]
-    if list(cut) != expected or bounds[-1] != shape.layers or not all(cut):
-        shown = ", ".join(f"{layers.start}-{layers.stop}" for layers in cut)
-        raise PlanError(
-            f"the cut [{shown}] is not the base's {shape.layers} layers; allowed: all layers, in "
-            "order, at least one a stage."
-        )

@@ -27,11 +27,11 @@ from lorafusion.bench.linear import (
     cuda_timer,
     measure,
 )
-from lorafusion.bench.machine import describe_machine, versions
 from lorafusion.bench.run import claim, finite
 from lorafusion.bench.summary import Spread
 from lorafusion.files import write_text_atomic
 from lorafusion.kernels.native.library import library
+from lorafusion.machine import describe_machine, versions
 
 RESULT_FILE, PLOT_FILE = "kernels.json", "kernels.png"
 FORMAT = 1

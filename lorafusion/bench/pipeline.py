@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafusion.bench import plan_results
-from lorafusion.bench.machine import NoiseMeter
+from lorafusion.bench.noise import NoiseMeter
 from lorafusion.errors import OutputError, TurnError
 from lorafusion.files import write_text_atomic
 

@@ -22,7 +22,7 @@ from lorafusion.models.part import Part
 from lorafusion.models.stage import Stage
 from lorafusion.planner.baselines import one_after_another
 from lorafusion.planner.capacity import typical_counts
-from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.place_times import PlaceTimes, place_times
 from lorafusion.planner.plan import Limits, Plan
@@ -64,8 +64,9 @@ class JobsCase:
         typical = typical_counts(self._queues(TOGETHER, 0))
         setup = Setup("all-linear", (RANK,) * study.jobs, recompute=False)
         device = find_device("cpu")
-        self._cut = cut_model(shape, device, setup, typical, stages=study.stages)
-        self._cost = default_cost(shape, device, setup, self._cut)
+        parts = default_parts(shape, device, setup)
+        self._cut = parts.cut(typical, stages=study.stages)
+        self._cost = parts.model(self._cut)
         turns = range(study.rounds + 1)
         self._plans = {way: [self._plan(way, turn) for turn in turns] for way in WAYS}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lorafusion.bench import pages
-from lorafusion.bench.machine import describe_machine, versions
 from lorafusion.errors import BenchError, OutputError
 from lorafusion.files import write_text_atomic
+from lorafusion.machine import describe_machine, versions
 
 __all__ = ["FORMAT", "file_name", "mark", "put_into", "read", "result", "write"]
 

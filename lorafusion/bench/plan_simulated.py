@@ -9,7 +9,7 @@ from lorafusion.bench.plan_bases import base_shape
 from lorafusion.planner.baselines import one_after_another
 from lorafusion.planner.capacity import Hardware, search_capacity, typical_counts
 from lorafusion.planner.cost import CostModel, Counts
-from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.measure import Measure, measured
 from lorafusion.planner.place_times import place_times
@@ -159,5 +159,6 @@ def _stages(queues: Sequence[JobQueue], on: Stages) -> tuple[CostModel, Counts, 
     setup = Setup(ranks=tuple(queue.rank for queue in queues), recompute=True)
     mix = typical_counts(queues)
     typical = mix.scaled(on.capacity_tokens / mix.tokens)
-    cut = cut_model(shape, device, setup, typical, stages=on.count)
-    return default_cost(shape, device, setup, cut), typical, tuple(map(len, cut))
+    parts = default_parts(shape, device, setup)
+    cut = parts.cut(typical, stages=on.count)
+    return parts.model(cut), typical, tuple(map(len, cut))

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lorafusion.bench.inputs import JobInputs, inputs_folder, write_inputs
-from lorafusion.bench.machine import describe_machine, versions
 from lorafusion.bench.settings import WAYS, Settings
 from lorafusion.bench.summary import Comparison, compare
 from lorafusion.bench.turn import Turn, run_turn
 from lorafusion.errors import OutputError
 from lorafusion.files import write_text_atomic
+from lorafusion.machine import describe_machine, versions
 
 RESULT_FILE = "bench.json"
 PLOT_FILE = "bench.png"

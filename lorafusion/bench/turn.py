@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lorafusion
-from lorafusion.bench.machine import Noise, NoiseMeter
+from lorafusion.bench.noise import Noise, NoiseMeter
 from lorafusion.bench.settings import OURS
 from lorafusion.errors import TurnError
 

@@ -17,7 +17,7 @@ from lorafusion.planner.baselines import (
 )
 from lorafusion.planner.capacity import Choice, Hardware, search_capacity, typical_counts
 from lorafusion.planner.cost import CostModel
-from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import DeviceProfile
 from lorafusion.planner.measure import measured
 from lorafusion.planner.place_times import place_times
@@ -123,8 +123,9 @@ def study(
     ranks = {queue.name: queue.rank for queue in queues}
     typical = typical_counts(queues)
     setup = Setup(wish.targets, tuple(ranks.values()), wish.recompute)
-    cut = cut_model(shape, wish.device, setup, typical, stages=wish.stages)
-    cost = default_cost(shape, wish.device, setup, cut)
+    parts = default_parts(shape, wish.device, setup)
+    cut = parts.cut(typical, stages=wish.stages)
+    cost = parts.model(cut)
     hardware = Hardware(wish.device.usable_bytes, wish.replicas)
     play = partial(_play, cost, ranks, wish)
     status("searching the capacity")

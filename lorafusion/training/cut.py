@@ -9,8 +9,8 @@ from typing import Any
 from lorafusion.errors import PlanError
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.planner.capacity import typical_counts
-from lorafusion.planner.cost import Counts
-from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.cost import CostModel, Counts
+from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import DeviceProfile
 from lorafusion.planner.memory import memory_limit
 from lorafusion.planner.queue import JobQueue
@@ -80,8 +80,9 @@ def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Grou
     ranks = tuple(adapter_rank(job) for job in spec.jobs)
     typical = typical_counts([_sample(index, job) for index, job in enumerate(data)])
     setup = Setup("all-linear", ranks, wanted)
-    cut = cut_model(shape, ground.device, setup, typical, stages=ground.stages)
-    if spec.recompute != "auto" or _fits(shape, setup, cut, typical, ground):
+    parts = default_parts(shape, ground.device, setup)
+    cut = parts.cut(typical, stages=ground.stages)
+    if spec.recompute != "auto" or _fits(parts.model(cut), typical, ground):
         return Cut(cut, wanted)
     return Cut(
         cut,
@@ -92,10 +93,7 @@ def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Grou
     )
 
 
-def _fits(
-    shape: ModelShape, setup: Setup, cut: Sequence[range], typical: Counts, ground: Ground
-) -> bool:
-    cost = default_cost(shape, ground.device, setup, cut)
+def _fits(cost: CostModel, typical: Counts, ground: Ground) -> bool:
     try:
         limits = memory_limit(cost, typical, ground.memory_bytes)
     except PlanError:  # nothing is left for activations, so they had better be small

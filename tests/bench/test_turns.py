@@ -14,12 +14,13 @@ import pytest
 from lorafusion.bench import run as bench_run
 from lorafusion.bench import turn as bench_turn
 from lorafusion.bench.inputs import JobInputs
-from lorafusion.bench.machine import Noise, NoiseMeter, describe_machine
+from lorafusion.bench.noise import Noise, NoiseMeter
 from lorafusion.bench.run import RESULT_FILE, Watcher, run_bench, turns_of
 from lorafusion.bench.settings import Settings
 from lorafusion.bench.turn import Turn, run_turn
 from lorafusion.errors import OutputError, TurnError
 from lorafusion.jobs.schema import RunSpec
+from lorafusion.machine import describe_machine
 
 STEP = {"event": "step", "job": "a", "step": 1, "loss": 2.0, "tokens": 10, "s": 0.5}
 DONE = {"event": "done", "peak_rss_mb": 12.5}

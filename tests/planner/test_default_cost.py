@@ -6,7 +6,7 @@ import pytest
 
 from lorafusion.errors import PlanError
 from lorafusion.planner.cost import Counts, Linear
-from lorafusion.planner.default_cost import Setup, cut_model, default_cost
+from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.memory import memory_limit
 from lorafusion.planner.part_costs import head_cost, layer_cost
@@ -53,8 +53,8 @@ def test_throughput_is_near_what_lorafusion_measured(
 ) -> None:
     setup = Setup(ranks=(16,) * 4, recompute=recompute)
     counts = Counts(capacity, capacity * 1000, capacity, 3, capacity * 16)
-    cut = cut_model(SHAPES[name], H100, setup, counts, stages=stages)
-    cost = default_cost(SHAPES[name], H100, setup, cut)
+    cut = default_parts(SHAPES[name], H100, setup).cut(counts, stages=stages)
+    cost = default_parts(SHAPES[name], H100, setup).model(cut)
     rate = capacity / max(stage.seconds(counts) for stage in cost.stages)
     assert 0.95 * measured[0] < rate < 1.05 * measured[1]
     # They fitted: the model must not say that they could not have.
@@ -134,8 +134,8 @@ def test_static_bytes_are_the_whole_model_and_its_adapters() -> None:
     adapters = 16 * 32 * 81_920 * (16 + 64)
     for stages in (1, 4):
         setup = Setup(ranks=(16, 64))
-        cut = cut_model(LLAMA_8B, H100, setup, MICROBATCH, stages=stages)
-        cost = default_cost(LLAMA_8B, H100, setup, cut)
+        cut = default_parts(LLAMA_8B, H100, setup).cut(MICROBATCH, stages=stages)
+        cost = default_parts(LLAMA_8B, H100, setup).model(cut)
         total = sum(stage.static_bytes for stage in cost.stages)
         assert total == 2 * LLAMA_8B.parameters + adapters
 
@@ -143,7 +143,8 @@ def test_static_bytes_are_the_whole_model_and_its_adapters() -> None:
 def test_tied_embeddings_are_held_twice_by_more_than_one_stage() -> None:
     shape = SHAPES["SmolLM2-135M"]
     whole, halves = (
-        default_cost(shape, H100, Setup(), cut) for cut in ([range(30)], [range(16), range(16, 30)])
+        default_parts(shape, H100, Setup()).model(cut)
+        for cut in ([range(30)], [range(16), range(16, 30)])
     )
     table = 2 * 49152 * 576
     assert whole.stages[0].static_bytes == 2 * shape.parameters
@@ -151,29 +152,29 @@ def test_tied_embeddings_are_held_twice_by_more_than_one_stage() -> None:
 
 
 def test_the_head_takes_layers_from_the_last_stage() -> None:
-    cut = cut_model(LLAMA_8B, H100, Setup(), MICROBATCH, stages=4)
+    cut = default_parts(LLAMA_8B, H100, Setup()).cut(MICROBATCH, stages=4)
     lengths = [len(layers) for layers in cut]
     assert lengths[-1] < lengths[0]
     assert sum(lengths) == 32
     few_labelled = replace(MICROBATCH, labelled=40)
-    even = cut_model(LLAMA_8B, H100, Setup(), few_labelled, stages=4)
+    even = default_parts(LLAMA_8B, H100, Setup()).cut(few_labelled, stages=4)
     assert [len(layers) for layers in even] == [8, 8, 8, 8]
-    cost = default_cost(LLAMA_8B, H100, Setup(), cut)
+    cost = default_parts(LLAMA_8B, H100, Setup()).model(cut)
     times = [stage.seconds(MICROBATCH) for stage in cost.stages]
-    equal = default_cost(LLAMA_8B, H100, Setup(), even)
+    equal = default_parts(LLAMA_8B, H100, Setup()).model(even)
     assert max(times) < max(stage.seconds(MICROBATCH) for stage in equal.stages)
 
 
 def test_working_memory_is_of_one_layer() -> None:
     layer = layer_cost(LLAMA_8B, H100, Setup()).working
-    cost = default_cost(LLAMA_8B, H100, Setup(), [range(16), range(16, 32)])
+    cost = default_parts(LLAMA_8B, H100, Setup()).model([range(16), range(16, 32)])
     assert cost.stages[0].working == layer
     assert cost.stages[1].working == layer + Linear(fixed=12 * 128 * 128256)
 
 
 def test_a_hop_goes_over_the_link_or_the_network() -> None:
     hops = [
-        default_cost(LLAMA_8B, H100, Setup(across_nodes=across), [range(32)]).transfer
+        default_parts(LLAMA_8B, H100, Setup(across_nodes=across)).model([range(32)]).transfer
         for across in (False, True)
     ]
     assert hops[0] == Linear(fixed=1e-5, token=2 * 4096 / 450e9)
@@ -183,15 +184,15 @@ def test_a_hop_goes_over_the_link_or_the_network() -> None:
 def test_every_device_and_shape_gives_a_model() -> None:
     for device in ("a100", "h100", "h200", "b200", "mi300x", "cpu"):
         for name, shape in SHAPES.items():
-            cut = cut_model(shape, find_device(device), Setup(), MICROBATCH, stages=2)
-            cost = default_cost(shape, find_device(device), Setup(), cut)
+            cut = default_parts(shape, find_device(device), Setup()).cut(MICROBATCH, stages=2)
+            cost = default_parts(shape, find_device(device), Setup()).model(cut)
             assert device in cost.source, name
             assert all(stage.seconds(MICROBATCH) > 0 for stage in cost.stages)
 
 
 def test_more_stages_than_layers() -> None:
     with pytest.raises(PlanError, match="33 stages for 32 layers; allowed: 1 to 32"):
-        cut_model(LLAMA_8B, H100, Setup(), MICROBATCH, stages=33)
+        default_parts(LLAMA_8B, H100, Setup()).cut(MICROBATCH, stages=33)
 
 
 @pytest.mark.parametrize(
@@ -206,15 +207,15 @@ def test_more_stages_than_layers() -> None:
 )
 def test_a_cut_that_is_not_the_model(cut: list[range]) -> None:
     with pytest.raises(PlanError, match="is not the base's 32 layers"):
-        default_cost(LLAMA_8B, H100, Setup(), cut)
+        default_parts(LLAMA_8B, H100, Setup()).model(cut)
 
 
 def test_a_70b_fits_four_h100_and_not_two() -> None:
     counts = replace(MICROBATCH, labelled=1000)
     setup = Setup(ranks=(16,) * 4)
     for stages, fits in ((4, True), (2, False)):
-        cut = cut_model(LLAMA_70B, H100, setup, counts, stages=stages)
-        cost = default_cost(LLAMA_70B, H100, setup, cut)
+        cut = default_parts(LLAMA_70B, H100, setup).cut(counts, stages=stages)
+        cost = default_parts(LLAMA_70B, H100, setup).model(cut)
         if fits:
             limits = [limit or 0 for limit in memory_limit(cost, counts, H100.usable_bytes)]
             # The first stage holds four microbatches, the last one.
