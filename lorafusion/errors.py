@@ -71,6 +71,10 @@ class PlanError(LorafusionError, ValueError):
     """A plan cannot be made or breaks a rule."""
 
 
+class ProfileError(LorafusionError, ValueError):
+    """A profile cannot be measured or read, or is of something else."""
+
+
 class OutputError(LorafusionError, OSError):
     """An output folder cannot be used."""
 

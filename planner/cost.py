@@ -18,7 +18,7 @@ from typing import cast
 from lorafusion.errors import PlanError
 from lorafusion.planner.plan import Place
 
-__all__ = ["CostModel", "Counts", "Linear", "StageCost"]
+__all__ = ["CostModel", "Counts", "Linear", "StageCost", "read_linear", "read_stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,8 @@ class CostModel:
             raise _wrong("source", source, "a text")
         items = enumerate(cast("list[object]", stages))
         return cls(
-            stages=tuple(_stage(item, f"stages[{index}]") for index, item in items),
-            transfer=_linear(found["transfer"], "transfer"),
+            stages=tuple(read_stage(item, f"stages[{index}]") for index, item in items),
+            transfer=read_linear(found["transfer"], "transfer"),
             source=source,
         )
 
@@ -220,11 +220,16 @@ def _numbers(value: object, where: str) -> Iterator[tuple[str, float]]:
         yield where, cast("float", value)
 
 
-def _stage(value: object, where: str) -> StageCost:
+def read_stage(value: object, where: str) -> StageCost:
+    """What ``dataclasses.asdict`` and JSON made of a stage's cost; ``where`` is named in errors.
+
+    Raises:
+        PlanError: ``value`` is something else; says which field.
+    """
     found = _object(value, where, [field.name for field in fields(StageCost)])
 
     def linear(name: str) -> Linear:
-        return _linear(found[name], f"{where}.{name}")
+        return read_linear(found[name], f"{where}.{name}")
 
     def number(name: str) -> float:
         return _number(found[name], f"{where}.{name}")
@@ -240,7 +245,8 @@ def _stage(value: object, where: str) -> StageCost:
     )
 
 
-def _linear(value: object, where: str) -> Linear:
+def read_linear(value: object, where: str) -> Linear:
+    """The same of a linear cost."""
     found = _object(value, where, [field.name for field in fields(Linear)])
     return Linear(**{name: _number(item, f"{where}.{name}") for name, item in found.items()})
 

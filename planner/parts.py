@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lorafusion.errors import PlanError
-from lorafusion.planner.cost import CostModel, Counts, Linear, StageCost
+from lorafusion.planner import fields
+from lorafusion.planner.cost import (
+    CostModel,
+    Counts,
+    Linear,
+    StageCost,
+    read_linear,
+    read_stage,
+)
 from lorafusion.planner.stages import cut_layers
 
 __all__ = ["PartCosts"]
@@ -70,6 +78,45 @@ class PartCosts:
             head = replace(head, static_bytes=0.0)
         stages[-1] = _with(stages[-1], head)
         return CostModel(tuple(stages), transfer=self.transfer, source=self.source)
+
+    def recomputed(self, row_bytes: float) -> PartCosts:
+        """The same where each layer's forward is repeated in the backward.
+
+        Args:
+            row_bytes: Of a token's hidden state, which is all that a layer then holds.
+        """
+        layer = self.layer
+        return replace(
+            self,
+            layer=replace(
+                layer,
+                backward=layer.backward + layer.forward,
+                activation=Linear(token=row_bytes),
+                working=layer.working + layer.activation,
+            ),
+            source=f"{self.source}, with recomputation predicted from it",
+        )
+
+    @classmethod
+    def from_fields(cls, value: object, where: str) -> PartCosts:
+        """Read what ``dataclasses.asdict`` and JSON made of it; ``where`` is named in errors.
+
+        Raises:
+            PlanError: ``value`` is something else; says which field.
+        """
+        parts = ("embedding", "layer", "head")
+        found = fields.mapping(value, where, ("layers", "tied", *parts, "transfer", "source"))
+        if type(found["tied"]) is not bool:
+            raise fields.wrong(f"{where}.tied", found["tied"], "true or false")
+        costs = cls(
+            layers=fields.integer(found["layers"], f"{where}.layers", least=1),
+            tied=found["tied"],
+            **{name: read_stage(found[name], f"{where}.{name}") for name in parts},
+            transfer=read_linear(found["transfer"], f"{where}.transfer"),
+            source=fields.text(found["source"], f"{where}.source"),
+        )
+        costs.model([range(costs.layers)])  # refuses numbers that are not finite, or below 0
+        return costs
 
     def _check(self, cut: Sequence[range]) -> None:
         bounds = [0, *(layers.stop for layers in cut)]

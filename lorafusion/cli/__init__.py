@@ -30,6 +30,7 @@ COMMANDS = {
     "preview": "Show a job's samples as the model sees them, and which tokens are trained.",
     "schema": "Print the JSON schema of job files, for editors.",
     "doctor": "Look at what this machine can do, and what mends what it cannot.",
+    "profile": "Measure this machine and base, and say what to run with.",
     "plan": "Plan a run and draw it, without training: places, bubble, memory, capacity.",
     "bench": "Measure speed against PEFT and TRL, in turns, in one run.",
     "tune": "Find the kernels' best tiles on this GPU.",

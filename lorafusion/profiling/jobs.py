@@ -1,0 +1,28 @@
+"""The samples of a file's jobs as the planner needs them, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorafusion.data.tokenizer import load_tokenizer
+from lorafusion.files import token_cache
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.planner.queue import JobQueue
+from lorafusion.training.data import JobData
+from lorafusion.training.queues import whole_queue
+
+__all__ = ["queues_of"]
+
+
+def queues_of(spec: RunSpec, status: Callable[[str], None]) -> list[JobQueue]:
+    """All steps and evals of each job; ``status`` is told whose samples are being read.
+
+    Raises:
+        DataError: A file cannot be used.
+    """
+    tokenizer = load_tokenizer(spec.base_model)
+    queues: list[JobQueue] = []
+    for job in spec.jobs:
+        status(f"reading the samples of {job.name}")
+        queues.append(whole_queue(job, JobData.load(job, tokenizer, token_cache())))
+    return queues
