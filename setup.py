@@ -10,7 +10,10 @@ from setuptools import Extension, find_namespace_packages, setup
 
 TOP_LEVEL = ("kernels", "planner", "launch", "jobs")
 # By name: a search of lorafusion/ would follow the links and find the top-level folders twice.
-INSIDE = ("api", "cli", "models", "adapters", "data", "doctor", "training", "bench", "plans")
+INSIDE = (
+    *("api", "cli", "models", "adapters", "data", "doctor", "training", "bench", "plans"),
+    *("profiling", "reports"),
+)
 CACHE = ["__pycache__", "*.__pycache__"]
 
 package_dir = {"lorafusion": "lorafusion"}
@@ -47,5 +50,6 @@ setup(
         "lorafusion.jobs.examples": ["*.yaml"],
         "lorafusion.kernels.configs": ["*.json"],
         "lorafusion.plans": ["*.html", "*.css", "*.js"],
+        "lorafusion.reports": ["*.html", "*.css", "*.js"],
     },
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.stopping import Existing, StopRequest, stop_on_signals
 from lorafusion.training.events import Events
+from lorafusion.training.options import TraceMode
 from lorafusion.training.result import RunResult
 
 
@@ -23,12 +24,14 @@ class LocalOptions:
         existing: What to do with an earlier run's results in ``output``.
         stop: Stops the run and single jobs; says afterwards whether a signal ended the run.
         generations: Let the base and each finished adapter answer one held-out prompt.
+        trace: What is kept of what is done when, in ``output``/trace.
     """
 
     output: Path
     existing: Existing = "refuse"
     stop: StopRequest = field(default_factory=StopRequest)
     generations: bool = False
+    trace: TraceMode = "spans"
 
 
 def run_local(
@@ -40,8 +43,13 @@ def run_local(
     existing: Existing = "refuse",
     generations: bool = False,
 ) -> RunResult:
-    """:func:`iterate_local` to its end, with the attributes of :class:`LocalOptions`."""
-    steps = iterate_local(spec, LocalOptions(output, existing, stop, generations), events)
+    """:func:`finish_local` with the attributes of :class:`LocalOptions`."""
+    return finish_local(spec, LocalOptions(output, existing, stop, generations), events)
+
+
+def finish_local(spec: RunSpec, options: LocalOptions, events: Events) -> RunResult:
+    """:func:`iterate_local` to its end."""
+    steps = iterate_local(spec, options, events)
     while True:
         try:
             next(steps)
@@ -72,6 +80,7 @@ def iterate_local(
         should_stop=announced(options.stop, events),
         should_stop_job=options.stop.job_reason,
         generations=options.generations,
+        trace=options.trace,
     )
     with pinned_threads(threads), stop_on_signals(options.stop):
         return (yield from train(spec, run_options, events))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorafusion.errors import LostRankError
 from lorafusion.launch.channel import Envelope
@@ -18,6 +19,10 @@ from lorafusion.launch.post import StarPost
 from lorafusion.launch.ranks import rank_name
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Recorder, SpanKind
+
+if TYPE_CHECKING:
+    from lorafusion.models.stage import Stage
+    from lorafusion.training.memory_kinds import MemoryKinds
 
 HANG_TIMEOUT_S = 300.0
 # Beats a timeout, and at most so many seconds apart.
@@ -55,6 +60,10 @@ class WatchedRecorder:
     def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
         """Passed on."""
         self._inner.stepped(place, job, step, samples)
+
+    def look_at(self, stage: Stage, memory: Callable[[], MemoryKinds]) -> None:
+        """Passed on."""
+        self._inner.look_at(stage, memory)
 
     def summary(self) -> StageTimes:
         """As ``inner`` has it."""

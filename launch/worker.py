@@ -28,6 +28,7 @@ from lorafusion.launch.log import RankLog
 from lorafusion.launch.report import announce, conclude
 from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
 from lorafusion.launch.world import World
+from lorafusion.training.options import TraceMode
 
 if TYPE_CHECKING:
     from lorafusion.launch.startup import Facts
@@ -53,7 +54,7 @@ class RankOptions:
         existing: What to do with an earlier run's results in ``output``.
         hang_timeout_s: Without progress on any rank, until the run is ended.
         start_timeout_s: Within which every rank must have come.
-        trace: Keep what each rank does when, in ``output``/trace.
+        trace: What is kept of what each rank does when, in ``output``/trace.
     """
 
     file: Path
@@ -62,7 +63,7 @@ class RankOptions:
     existing: Existing = "refuse"
     hang_timeout_s: float = HANG_TIMEOUT_S
     start_timeout_s: float = START_TIMEOUT_S
-    trace: bool = True
+    trace: TraceMode = "spans"
 
 
 class _EarlySignals:
@@ -215,12 +216,11 @@ def _take_part(
 
 
 def _trace(rank: Rank, offset_s: float) -> Recorder:
-    from lorafusion.training.trace import Trace
-    from lorafusion.training.trace_file import FOLDER
+    from lorafusion.training.options import Traces
+    from lorafusion.training.recorders import make_recorder
 
-    world, keep = rank.world, rank.options.trace
-    folder = rank.output / FOLDER if keep else None
-    return Trace(folder, world.rank, world.ranks, offset_s=offset_s)
+    traces = Traces.of(rank.output, rank.options.trace)
+    return make_recorder(traces, rank.world.rank, rank.world.ranks, offset_s=offset_s)
 
 
 def _check_base(rank: Rank) -> None:

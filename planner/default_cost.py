@@ -1,14 +1,8 @@
 """The cost model of a base on a device that nobody has measured yet.
 
-How good it is on an H100, beside what LoRAFusion's profile and benchmark have of Llama-3.1-8B,
-Qwen2.5-32B and Llama-3.1-70B. Theirs are of their kernels, and no coefficient is fitted to any:
-
-- one layer at 4,096 tokens, taken as one sample: forward 3.97, 8.07, 13.72 ms for 4.16, 8.42, 13.55
-  (-5, -4, +1%); forward and backward 8.95, 17.53, 29.42 ms for 9.08, 17.22, 27.36 (-1, +2, +8%);
-- tokens per second on 1, 2 and 4 stages without a bubble, samples of 1,000 tokens, recomputation
-  where they have it: 14,948, 5,169, 4,803 for 13,920-14,875, 4,947-5,121, 4,893-5,183 with theirs.
-
-On other devices it has been compared with nothing.
+No coefficient is fitted to a measurement. docs/what-if.md has it beside LoRAFusion's published
+layer times and tokens per second on H100s, with the error of each; the table is made by
+``lorafusion.bench.what_if``. On other devices it has been compared with nothing.
 """
 
 from __future__ import annotations

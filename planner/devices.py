@@ -37,6 +37,10 @@ class DeviceProfile:
         latency_s: Seconds before the first byte of a transfer. Assumed.
         tile_rows: Rows of a tile of the matrix products, which never holds two jobs' rows, so that
             each segment leaves half a tile empty on average; 0 without tiles.
+        packed_attention: Whether attention is this project's own loops, whose output is what the
+            next linear reads; else it keeps an output of its own, sample by sample.
+        runtime_bytes: What the process holds before the base is loaded, where it counts as the
+            device's memory: interpreter, torch, transformers, tokenizer.
     """
 
     name: str
@@ -53,6 +57,8 @@ class DeviceProfile:
     launch_s: float = 2e-6
     latency_s: float = 1e-5
     tile_rows: int = 128
+    packed_attention: bool = False
+    runtime_bytes: float = 0.0
 
     @property
     def usable_bytes(self) -> float:
@@ -128,6 +134,9 @@ _PROFILES = (
         launch_s=1e-5,
         latency_s=5e-5,
         tile_rows=0,
+        packed_attention=True,
+        # Measured, see docs/memory.md: 492 MB with torch 2.13 and transformers 5.23.
+        runtime_bytes=492e6,
     ),
 )
 

@@ -22,9 +22,10 @@ as many as 96,548 elements, where LoRAFusion's profile has 106,676 (it keeps D(X
 
 - 4 per normed column, and 8: the norms' input and two factors in float32;
 - 2eh + eq: X of q, k, v, X of gate and up, X of o; linears of one input share it;
-- e(q + 2k) + eq + 4 per head: q, k, v, the output and the softmax's sums that attention keeps;
-- 4ei: gate, its activation, up, and their product, X of down. Where the MLP has two linears 5ei (a
-  tanh GELU in eager kernels keeps four tensors);
+- e(q + 2k) + eq + 4 per head: q, k, v, the output and the softmax's sums that attention keeps; the
+  CPU's own loops give their output to o, whose X is counted;
+- 4ei: gate, its activation, up, and their product, X of down. Where the MLP has two linears 2ei.
+  3ei more for a GELU that transformers writes out in torch ops (GPT-2's), which keeps four tensors;
 - 4r per adapted linear: S in float32.
 
 With recomputation eh, the layer's input; the above is then needed for one layer at a time. An
@@ -103,7 +104,7 @@ def layer_cost(shape: ModelShape, device: DeviceProfile, setup: Setup) -> StageC
     width = sum(linear.inputs + linear.outputs for linear in adapted)
     forward = _layer_forward(shape, device, adapted)
     backward = _layer_backward(shape, device, adapted)
-    held = _layer_bytes(shape, len(adapted))
+    held = _layer_bytes(shape, device, len(adapted))
     passing = shape.dtype_bytes * (3 * shape.intermediate + 4 * shape.hidden)
     working = Linear(token=passing)
     if setup.recompute:
@@ -179,12 +180,14 @@ def _layer_backward(
     )
 
 
-def _layer_bytes(shape: ModelShape, adapted: int) -> Linear:
+def _layer_bytes(shape: ModelShape, device: DeviceProfile, adapted: int) -> Linear:
     e, wide = shape.dtype_bytes, max(4, shape.dtype_bytes)
     norms = wide * (shape.norm_columns + 2)
     inputs = e * (2 * shape.hidden + shape.query)
-    attention = e * (2 * shape.query + 2 * shape.key) + wide * shape.heads
-    mlp = (4 if shape.gated else 5) * e * shape.intermediate
+    own_output = 0 if device.packed_attention else shape.query
+    attention = e * (shape.query + own_output + 2 * shape.key) + wide * shape.heads
+    # The activation's, X of down, and where two halves are multiplied, both.
+    mlp = (shape.activation_kept + (3 if shape.gated else 1)) * e * shape.intermediate
     return Linear(token=norms + inputs + attention + mlp, token_rank=wide * adapted)
 
 

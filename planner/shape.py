@@ -34,6 +34,10 @@ _LINEARS = {
     "starcoder2": "q_proj:h>q k_proj:h>k v_proj:h>k o_proj:q>h c_fc:h>i c_proj:i>h",
 }
 _UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2")
+# Of their activations, those that transformers writes out in torch ops, which keep four tensors for
+# the backward where one op keeps its input: 0.5·x·(1 + tanh(c·(x + 0.044715·x³))).
+_WRITTEN_OUT = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
+_DEFAULT_ACTIVATION = {"gpt2": "gelu_new", "phi": "gelu_new"}
 # What a layer's norms run over: two of h columns each; Gemma's later ones have four, and some
 # families norm the queries and keys.
 _FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
@@ -68,6 +72,8 @@ class ModelShape:
         projections: The linears of a layer.
         norm_columns: Columns that the norms of a layer run over, all together.
         gated: Whether the MLP multiplies two halves, as SwiGLU does.
+        activation_kept: Tensors of ``intermediate`` columns that the MLP's activation keeps for its
+            backward, its output not counted.
         positions: Rows of a table of learned positions, 0 without one.
     """
 
@@ -83,6 +89,7 @@ class ModelShape:
     projections: tuple[Projection, ...]
     norm_columns: int
     gated: bool = True
+    activation_kept: int = 1
     positions: int = 0
 
     @property
@@ -143,9 +150,16 @@ class ModelShape:
             dtype_bytes=_dtype_bytes(config, dtype),
             projections=_projections(_LINEARS.get(family, _LLAMA), columns),
             gated=family not in _UNGATED,
+            activation_kept=_activation_kept(config, family),
             norm_columns=norms,
             positions=_size(config, "n_positions") if family == "gpt2" else 0,
         )
+
+
+def _activation_kept(config: Mapping[str, object], family: str) -> int:
+    names = ("hidden_act", "activation_function", "hidden_activation")
+    found = next((config[name] for name in names if config.get(name)), None)
+    return 4 if (found or _DEFAULT_ACTIVATION.get(family)) in _WRITTEN_OUT else 1
 
 
 def _sizes(config: Mapping[str, object]) -> dict[str, int]:

@@ -24,6 +24,7 @@ ALLOWED = {
     "planner": BASE,
     "jobs": BASE,
     "plans": {"planner", *BASE},
+    "reports": {"plans", "training", *PLAIN},
     "kernels": BASE,
     "module_names": BASE,
     "machine": set[str](),
@@ -74,6 +75,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": {
         "plans",
+        "reports",
         "profiling",
         "bench",
         "doctor",

@@ -14,6 +14,7 @@ from lorafusion.api.settings import SOURCE, RunSettings, run_spec
 from lorafusion.errors import Problem
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.launch.environment import prepare_environment
+from lorafusion.training.options import TraceMode, trace_mode
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -76,8 +77,9 @@ def stream(
     """
     callbacks = tuple(callbacks)
     _check_callbacks(callbacks)
+    trace = trace_mode(settings.pop("trace", None))
     spec, existing = run_spec(jobs, base, output, settings)
-    return Run(spec, existing, callbacks)
+    return Run(spec, existing, callbacks, trace)
 
 
 class Run:
@@ -88,7 +90,13 @@ class Run:
     its adapter written. A ``with`` block does so at its end at the latest.
     """
 
-    def __init__(self, spec: RunSpec, existing: Existing, callbacks: Iterable[Callback]) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        existing: Existing,
+        callbacks: Iterable[Callback],
+        trace: TraceMode,
+    ) -> None:
         """Nothing is loaded yet. Use :func:`stream`."""
         prepare_environment()
         from lorafusion.api.watchers import Watchers
@@ -98,7 +106,7 @@ class Run:
         self.spec = spec
         self._stop = StopRequest()
         self._watchers = Watchers(callbacks, self._stop)
-        options = LocalOptions(Path(spec.output_dir), existing, self._stop)
+        options = LocalOptions(Path(spec.output_dir), existing, self._stop, trace=trace)
         self._steps = iterate_local(spec, options, self._watchers)
         self._begun = self._ended = False
         self._result: RunResult | None = None

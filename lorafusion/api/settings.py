@@ -36,6 +36,9 @@ class RunSettings(TypedDict, total=False):
     """Go on from each job's newest checkpoint in the output folder."""
     overwrite: bool
     """Replace an earlier run's results in the output folder."""
+    trace: bool | None
+    """What is kept of what is done when, in the output folder's ``trace``: None: a line for each
+    forward, backward and step; True: torch's profile of some microbatches too; False: nothing."""
 
 
 def load_jobs(path: str | Path) -> RunSpec:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lorafusion.models.stage import Stage
 from lorafusion.planner.plan import Place, Plan
 from lorafusion.training.compute import Compute
 from lorafusion.training.executor import Executor, Report
 from lorafusion.training.follow import follow_places
+from lorafusion.training.memory_kinds import MemoryKinds
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision, Track
 from lorafusion.training.stage_times import StageTimes
@@ -36,6 +38,9 @@ class TurnRecorder:
         return self._trace.span(kind, place, name)
 
     def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
+        """Of no interest here."""
+
+    def look_at(self, stage: Stage, memory: Callable[[], MemoryKinds]) -> None:
         """Of no interest here."""
 
     def summary(self) -> StageTimes:

@@ -1,4 +1,4 @@
-"""The shapes of two public bases, as their ``config.json`` has them, for simulated runs."""
+"""The shapes of three public bases, as their ``config.json`` has them, for simulated runs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ CONFIGS: dict[str, dict[str, object]] = {
         "intermediate_size": 28672,
         "num_attention_heads": 64,
         "num_hidden_layers": 80,
+    },
+    "Qwen2.5-32B": {
+        "model_type": "qwen2",
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 64,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
     },
 }
 

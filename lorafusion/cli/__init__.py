@@ -31,6 +31,7 @@ COMMANDS = {
     "schema": "Print the JSON schema of job files, for editors.",
     "doctor": "Look at what this machine can do, and what mends what it cannot.",
     "profile": "Measure this machine and base, and say what to run with.",
+    "report": "Write a run's report: speed, losses, time, memory; of a run in any state.",
     "plan": "Plan a run and draw it, without training: places, bubble, memory, capacity.",
     "bench": "Measure speed against PEFT and TRL, in turns, in one run.",
     "tune": "Find the kernels' best tiles on this GPU.",

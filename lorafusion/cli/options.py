@@ -24,6 +24,10 @@ HangTimeout = Annotated[
     typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
 ]
 Trace = Annotated[
-    bool,
-    typer.Option(help="With stages: keep what each does when, and draw it, in OUTPUT/trace."),
+    bool | None,
+    typer.Option(
+        help="What is kept in OUTPUT/trace: what each rank does when, unless --no-trace; with "
+        "--trace torch's profile of some places too.",
+        show_default=False,
+    ),
 ]

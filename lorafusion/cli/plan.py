@@ -12,18 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from lorafusion.cli.display import make_console
+from lorafusion.cli.plan_what_if import Search, compared
 from lorafusion.cli.quiet import quiet_transformers
-from lorafusion.errors import PlanError
+from lorafusion.errors import ModelError, PlanError
 from lorafusion.files import token_cache, write_text_atomic
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.planner.devices import find_device
+from lorafusion.planner.estimate import StageMemory
+from lorafusion.planner.machines import Machines
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.shape import ModelShape
 from lorafusion.plans import chrome_trace, gantt_html, gantt_png
 from lorafusion.plans.study import Schedule, Study, Wish, study
 from lorafusion.plans.summary import summarise
 
+# With and without recomputation, as the file has it.
+_RECOMPUTE = {"auto": (False, True), True: (True,), False: (False,)}
 PLAN_FILE, PNG_FILE, HTML_FILE, TRACE_FILE = "plan.json", "gantt.png", "gantt.html", "trace.json"
 
 
@@ -43,6 +48,15 @@ def command(  # noqa: PLR0913 - one argument an option
     compare: Annotated[
         bool, typer.Option(help="Simulate other schedules of the same samples too.")
     ] = True,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="What if: so many nodes. Stages are searched.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="What if: so many devices in each node.")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder or hub id of a tokenizer, where the base's folder has none.")
+    ] = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the results.")
     ] = None,
@@ -50,22 +64,35 @@ def command(  # noqa: PLR0913 - one argument an option
     """Plan a run, simulate it, and draw it. Nothing is trained, and no weights are read.
 
     Writes plan.json, gantt.png, gantt.html and trace.json (for Perfetto). The times are those of a
-    default cost model: assumptions, unless it was measured on the device.
+    default cost model: assumptions, unless it was measured on the device. With --nodes or --gpus
+    all cuts into stages and replicas are compared, the best is drawn, and what-if.json has them
+    all. The base then needs no more than a config.json.
     """
     profile = find_device(device)
     spec = load_run_file(file)
     tokens = _capacity(capacity or str(spec.capacity))
     quiet_transformers()
     console = make_console(stderr=False)
+    folder = output or Path("runs", f"plan-{file.stem}")
+    searched = nodes is not None or gpus is not None
+    if searched and (stages != 1 or replicas != 1):
+        raise PlanError(
+            "--stages and --replicas are found by --nodes and --gpus; give the one pair or the "
+            "other."
+        )
     with console.status("reading the base's config") as shown:
         shape = _shape(spec)
-        queues = _queues(spec, shown.update)
+        queues = _queues(spec, tokenizer or spec.base_model, shown.update)
         wish = Wish(profile, stages, replicas, tokens, recompute, _targets(spec), compare)
+        if searched:
+            machines = Machines(profile, nodes or 1, gpus or 1)
+            again = (True,) if recompute else _RECOMPUTE[spec.recompute]
+            search = Search(queues, shape, machines, again, wish.targets)
+            wish = compared(console, search, spec, folder, shown.update)
         began = time.perf_counter()
         found = study(queues, shape, wish, status=shown.update)
         seconds = time.perf_counter() - began
     _show(console, found, seconds, profile.name)
-    folder = output or Path("runs", f"plan-{file.stem}")
     with console.status("drawing"):
         written = _write(found, folder, title=f"{file.name}, {Path(spec.base_model).name}")
     console.print("\n" + ", ".join(map(str, written)), soft_wrap=True)
@@ -85,13 +112,19 @@ def _shape(spec: RunSpec) -> ModelShape:
     return ModelShape.from_config(check_base(spec.base_model).to_dict(), spec.dtype)
 
 
-def _queues(spec: RunSpec, status: object) -> list[JobQueue]:
+def _queues(spec: RunSpec, tokenizer_of: str, status: object) -> list[JobQueue]:
     from lorafusion.data.tokenizer import load_tokenizer
     from lorafusion.training.data import JobData
     from lorafusion.training.queues import whole_queue
 
     assert callable(status)
-    tokenizer = load_tokenizer(spec.base_model)
+    try:
+        tokenizer = load_tokenizer(tokenizer_of)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}\nThe lengths of the samples need one: name another with --tokenizer; lengths "
+            "are then those that it gives."
+        ) from error
     queues: list[JobQueue] = []
     for job in spec.jobs:
         status(f"reading the samples of {job.name}")
@@ -136,12 +169,30 @@ def _show(console: Console, found: Study, seconds: float, device: str) -> None:
         f"cost model: {found.cost.source} ({device}); planned in {seconds:.1f} s",
         highlight=False,
     )
+    console.print()
+    console.print(memory_table(found.memory))
     if found.plan.alone:
         names = ", ".join(found.plan.alone)
         console.print(f"alone, because company would gain them nothing: {names}", markup=False)
     if found.schedules:
         console.print()
         console.print(_table(found.schedules))
+
+
+def memory_table(stages: Sequence[StageMemory]) -> Table:
+    """A row a kind, a column a stage, and a last column for all of them."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("memory of a stage, GB")
+    for index in range(len(stages)):
+        table.add_column(f"{index}" if len(stages) > 1 else "", justify="right")
+    table.add_column("all" if len(stages) > 1 else "", justify="right")
+    rows = {name: [stage.kinds[name] for stage in stages] for name in stages[0].kinds}
+    rows["total"] = [stage.total for stage in stages]
+    for name, numbers in rows.items():
+        whole = [sum(numbers)] if len(stages) > 1 else []
+        cells = [f"{number / 1e9:,.2f}" for number in (*numbers, *whole)]
+        table.add_row(name, *cells, style="bold" if name == "total" else "")
+    return table
 
 
 def _table(schedules: Sequence[Schedule]) -> Table:

@@ -11,10 +11,11 @@ import typer
 
 from lorafusion.cli import show_error
 from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
-from lorafusion.cli.train import existing_results, resume_command, show_run
+from lorafusion.cli.train import existing_results, resume_command, show_run, write_end_report
 from lorafusion.errors import LorafusionError
 from lorafusion.launch.codes import StoppedEarly
 from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
+from lorafusion.training.options import trace_mode
 
 if TYPE_CHECKING:
     from lorafusion.launch.worker import Rank
@@ -38,7 +39,7 @@ def command(  # noqa: PLR0913 - one argument an option
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     hang_timeout: HangTimeout = HANG_TIMEOUT_S,
-    trace: Trace = True,
+    trace: Trace = None,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds within which every rank must have come.")
     ] = START_TIMEOUT_S,
@@ -54,7 +55,7 @@ def command(  # noqa: PLR0913 - one argument an option
         existing=existing_results(resume=resume, overwrite=overwrite),
         hang_timeout_s=hang_timeout,
         start_timeout_s=start_timeout,
-        trace=trace,
+        trace=trace_mode(trace),
     )
     _leave(_run(options, as_json=as_json))
 
@@ -88,10 +89,11 @@ def _lead(rank: Rank, team: Team, events: Events) -> RunResult:
     from lorafusion.training.trace_file import FOLDER
 
     result = lead_run(rank, team, events)
-    if rank.options.trace:
+    if rank.options.trace != "off":
         events.status("drawing the pipeline")
         for note in write_pipeline_report(rank.output / FOLDER, team.stages):
             events.note(note)
+    write_end_report(rank.output, events)
     return result
 
 

@@ -15,6 +15,7 @@ from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.environment import prepare_environment
 from lorafusion.launch.worker import HANG_TIMEOUT_S, RankOptions, output_folder
+from lorafusion.training.options import trace_mode
 
 if TYPE_CHECKING:
     from lorafusion.launch.stopping import Existing, StopRequest
@@ -46,7 +47,7 @@ def command(  # noqa: PLR0913 - one argument an option
             min=0, help="With stages: how often to go on when a process is lost or hangs."
         ),
     ] = 0,
-    trace: Trace = True,
+    trace: Trace = None,
     hang_timeout: HangTimeout = HANG_TIMEOUT_S,
 ) -> None:
     """Train all jobs of a job file at once over one frozen base.
@@ -66,7 +67,7 @@ def command(  # noqa: PLR0913 - one argument an option
         from lorafusion.launch.launcher import launch_here
 
         options = RankOptions(
-            file, stages, output, existing, hang_timeout_s=hang_timeout, trace=trace
+            file, stages, output, existing, hang_timeout_s=hang_timeout, trace=trace_mode(trace)
         )
         arguments = _rank_arguments(options, as_json=as_json)
         raise typer.Exit(launch_here(arguments, stages=stages, max_restarts=max_restarts))
@@ -74,20 +75,22 @@ def command(  # noqa: PLR0913 - one argument an option
         typer.echo(f"note: {note}", err=as_json)
     prepare_environment()
     # Importing torch and transformers takes seconds: not before the file is known to be good.
-    from lorafusion.launch.local import run_local
+    from lorafusion.launch.local import LocalOptions, finish_local
     from lorafusion.launch.stopping import StopRequest
 
     stop = StopRequest()
 
     def train(events: Events) -> RunResult:
-        return run_local(
-            spec,
-            output=output_folder(file, spec, output),
-            events=events,
-            stop=stop,
-            existing=existing,
+        options = LocalOptions(
+            output_folder(file, spec, output),
+            existing,
+            stop,
             generations=show_generation,
+            trace=trace_mode(trace),
         )
+        result = finish_local(spec, options, events)
+        write_end_report(options.output, events)
+        return result
 
     code = show_run(spec, train, stop, as_json=as_json, resume=resume_command(file, output))
     raise typer.Exit(code)
@@ -139,6 +142,15 @@ def show_run(
     return _exit_code(result, stop)
 
 
+def write_end_report(output: Path, events: Events) -> None:
+    """Write the report of a run that has ended; what goes wrong is a note."""
+    from lorafusion.reports.write import report_at_end
+
+    events.status("writing the report")
+    for note in report_at_end(output):
+        events.note(note)
+
+
 def resume_command(file: Path, output: Path | None, stages: int = 1) -> str:
     """The command that goes on with a run."""
     folder = "" if output is None else f" --output {output}"
@@ -154,8 +166,8 @@ def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
         arguments += ["--output", str(options.output)]
     if options.existing != "refuse":
         arguments.append(f"--{options.existing}")
-    if not options.trace:
-        arguments.append("--no-trace")
+    if options.trace != "spans":
+        arguments.append("--trace" if options.trace == "profile" else "--no-trace")
     return [*arguments, "--json"] if as_json else arguments
 
 

@@ -16,9 +16,11 @@ from lorafusion.planner.baselines import (
     one_after_another,
 )
 from lorafusion.planner.capacity import Choice, Hardware, search_capacity, typical_counts
-from lorafusion.planner.cost import CostModel
+from lorafusion.planner.cost import CostModel, Counts
 from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import DeviceProfile
+from lorafusion.planner.estimate import StageMemory, estimate_memory
+from lorafusion.planner.machines import Machines, with_reduction
 from lorafusion.planner.measure import measured
 from lorafusion.planner.place_times import place_times
 from lorafusion.planner.plan import Limits, Plan
@@ -48,6 +50,8 @@ class Wish:
         compare: Whether other schedules are simulated beside.
         exact_s: Deterministic seconds of CP-SAT, where it is likely to gain something; 0 for none.
             One takes 2 to 5 seconds.
+        machines: The nodes that all stages of all replicas stand on; None: one, whose replicas'
+            reductions take no time.
     """
 
     device: DeviceProfile
@@ -58,6 +62,7 @@ class Wish:
     targets: tuple[str, ...] | str = "all-linear"
     compare: bool = True
     exact_s: float = 0.2
+    machines: Machines | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Study:
         plan: All places.
         ranks: Job -> rank of its adapter.
         simulation: Of the plan.
+        memory: Of each stage by kind, with all microbatches in flight like the plan's fullest.
         schedules: Of the training samples alone: ours, then others'. Empty where not asked for.
     """
 
@@ -99,6 +105,7 @@ class Study:
     plan: Plan
     ranks: Mapping[str, int]
     simulation: Simulation
+    memory: tuple[StageMemory, ...]
     schedules: tuple[Schedule, ...]
 
 
@@ -122,10 +129,14 @@ def study(
     """
     ranks = {queue.name: queue.rank for queue in queues}
     typical = typical_counts(queues)
-    setup = Setup(wish.targets, tuple(ranks.values()), wish.recompute)
+    across = wish.machines is not None and wish.machines.hops_across(wish.stages)
+    setup = Setup(wish.targets, tuple(ranks.values()), wish.recompute, across)
     parts = default_parts(shape, wish.device, setup)
     cut = parts.cut(typical, stages=wish.stages)
     cost = parts.model(cut)
+    if wish.machines is not None:
+        columns = sum(linear.inputs + linear.outputs for linear in setup.adapted(shape))
+        cost = with_reduction(cost, cut, wish.machines, columns=columns)
     hardware = Hardware(wish.device.usable_bytes, wish.replicas)
     play = partial(_play, cost, ranks, wish)
     status("searching the capacity")
@@ -150,7 +161,14 @@ def study(
         static_bytes=[stage.static_bytes for stage in cost.stages],
     )
     schedules = _schedules(loaded, limits, play) if wish.compare else ()
-    return Study(cut, cost, choice, plan, ranks, simulation, schedules)
+    memory = estimate_memory(shape, wish.device, setup, cost, cut, _fullest(plan, cost, ranks))
+    return Study(cut, cost, choice, plan, ranks, simulation, memory, schedules)
+
+
+def _fullest(plan: Plan, cost: CostModel, ranks: Mapping[str, int]) -> Counts:
+    """The microbatch that the first stage keeps most for."""
+    counts = (Counts.of(place, ranks) for place in plan.places)
+    return max(counts, key=cost.stages[0].activation)
 
 
 def _play(

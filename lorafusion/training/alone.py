@@ -6,8 +6,9 @@ from queue import Empty, SimpleQueue
 
 import torch
 
+from lorafusion.training.options import Traces
+from lorafusion.training.recorders import make_recorder
 from lorafusion.training.team import Message, Team
-from lorafusion.training.trace import Trace
 
 
 class _Pigeonhole:
@@ -34,6 +35,10 @@ class _Pigeonhole:
         return 0, self._messages.get()
 
 
-def team_of_one() -> Team:
-    """The only rank of a run, on the CPU."""
-    return Team(0, 1, torch.device("cpu"), _Pigeonhole(), Trace.silent())
+def team_of_one(traces: Traces | None = None) -> Team:
+    """The only rank of a run, on the CPU.
+
+    Args:
+        traces: What is kept of what it does, and where; None: nothing.
+    """
+    return Team(0, 1, torch.device("cpu"), _Pigeonhole(), make_recorder(traces))

@@ -22,6 +22,7 @@ from lorafusion.training.microbatch import (
     single_samples,
     single_segments,
 )
+from lorafusion.training.out_of_memory import OutOfMemory, is_out_of_memory
 from lorafusion.training.shard import JobShard
 
 
@@ -89,6 +90,8 @@ class Compute:
         self._on_failed = on_failed
         self.failed: set[str] = set()
         """Jobs that were given up here."""
+        self.out_of_memory: OutOfMemory | None = None
+        """Says what filled the memory, where it runs out."""
 
     def forward(self, place: Place, hidden_TD: torch.Tensor | None) -> tuple[Work, torch.Tensor]:
         """Run a place; returns also what goes to the next stage, [T, D]."""
@@ -112,11 +115,22 @@ class Compute:
             self._attempt_backward(piece, gradient_TD, passed, work.hidden_TD)
         return passed
 
-    def give_up(self, job: str, what: str, error: Exception) -> None:
-        """Run the job's rows without an adapter from now on."""
+    def give_up(self, job: str, what: str, error: Exception, part: Place | None = None) -> None:
+        """Run the job's rows without an adapter from now on; ``part``: what the error was in."""
         if job not in self.failed:
             self.failed.add(job)
-            self._on_failed(job, f"{what}: {type(error).__name__}: {error}")
+            more = self._explain(what, part, error)
+            self._on_failed(job, f"{what}: {type(error).__name__}: {error}{more}")
+
+    def _explain(self, what: str, part: Place | None, error: Exception) -> str:
+        if self.out_of_memory is None or not is_out_of_memory(error):
+            return ""
+        return self.out_of_memory.report(what, part, error)
+
+    def _explain_whole(self, what: str, part: Place, error: Exception) -> None:
+        """Jobs that do not fit together may fit one by one: the first such place is kept."""
+        if self.out_of_memory is not None and not self.out_of_memory.written:
+            self._explain(what, part, error)
 
     def _parts(self, place: Place) -> list[Place]:
         if self._deterministic:
@@ -135,8 +149,12 @@ class Compute:
         except Exception as error:
             if len(part.segments) == 1:
                 what = "the eval after" if part.kind == "eval" else "the forward of"
-                self.give_up(job, f"{what} step {part.segments[0].step}", error)
-                return [self._without_adapter(part, rows, hidden_TD)]
+                self.give_up(job, f"{what} step {part.segments[0].step}", error, part)
+            else:
+                self._explain_whole("the forward of a place of several jobs", part, error)
+        # Behind the handler: an error holds its frames, and they all that was computed.
+        if len(part.segments) == 1:
+            return [self._without_adapter(part, rows, hidden_TD)]
         return [
             entry
             for one, its_rows in _rows(single_segments(part), rows.start)
@@ -199,23 +217,29 @@ class Compute:
         hidden_TD: torch.Tensor | None,
     ) -> None:
         """Write the piece's rows of ``passed``, which are zeros so far."""
+        segments = piece.part.segments
         try:
             _backward(piece, gradient_TD)
         except Exception as error:
             for shard in piece.shards:
                 shard.gradients.forget()
-            segments = piece.part.segments
             if len(segments) == 1:
                 what = f"the backward of step {segments[0].step}"
-                self.give_up(segments[0].job, what, error)
-                return
-            for part, rows in _rows(single_segments(piece.part), piece.rows.start):
-                for again, _ in self._attempt(part, rows, hidden_TD):
-                    self._attempt_backward(again, gradient_TD, passed, hidden_TD)
+                self.give_up(segments[0].job, what, error, piece.part)
+            else:
+                self._explain_whole("the backward of a place of several jobs", piece.part, error)
+        else:
+            self._collect(piece)
+            if passed is not None and piece.inputs is not None and piece.inputs.grad is not None:
+                passed[piece.rows] = piece.inputs.grad
             return
-        self._collect(piece)
-        if passed is not None and piece.inputs is not None and piece.inputs.grad is not None:
-            passed[piece.rows] = piece.inputs.grad
+        # Behind the handler, and without the graph: both hold what was computed.
+        piece.output = piece.inputs = None
+        if len(segments) == 1:
+            return
+        for part, rows in _rows(single_segments(piece.part), piece.rows.start):
+            for again, _ in self._attempt(part, rows, hidden_TD):
+                self._attempt_backward(again, gradient_TD, passed, hidden_TD)
 
     def _collect(self, piece: Piece) -> None:
         for shard, segment in zip(piece.shards, piece.part.segments, strict=bool(piece.shards)):

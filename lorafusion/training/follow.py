@@ -10,13 +10,14 @@ from typing import Any
 from lorafusion.data.tokenizer import load_tokenizer
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import load_base
+from lorafusion.models.load import check_base, load_base
 from lorafusion.models.part import Part
 from lorafusion.planner.plan import Place
 from lorafusion.training.checkpoint import at_step
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
 from lorafusion.training.job_setup import load_data, resolve
+from lorafusion.training.memory_kinds import runtime_bytes
 from lorafusion.training.options import RunOptions
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision, Track
@@ -33,6 +34,8 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
     start = _next(team, "start")
     first, stop = start["layers"][team.stage]
     part = Part(range(first, stop), start["layers"][-1][1])
+    check_base(spec.base_model)  # imports what belongs to no base
+    runtime = runtime_bytes(team.device)
     base = load_base(spec.base_model, spec.dtype, part, team.device)
     hashes = base.tensor_hashes()
     team.post.report({"kind": "base", "hashes": hashes})
@@ -44,6 +47,7 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
             recompute=start["recompute"],
             deterministic=spec.deterministic,
         )
+        site.watch(runtime, options.traces)
         failed = _join_jobs(spec, site, _next(team, "jobs")["jobs"])
         team.post.report({"kind": "ready", "failed": failed})
         follow_places(site.executor, site.residents, team)

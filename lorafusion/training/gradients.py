@@ -17,11 +17,17 @@ class GradientSum:
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         """``parameters`` are the job's leaves; their ``.grad`` is taken after each backward."""
         self._parameters = parameters
+        self._each = sum(parameter.nbytes for parameter in parameters)
         self._sum: list[torch.Tensor] | None = None
         self._order: dict[int, int] | None = None
         self._held: dict[int, list[torch.Tensor]] = {}
         self._next = 0
         self.held_bytes_peak = 0
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept now: the sum, and what is held."""
+        return self._each * (len(self._held) + (self._sum is not None))
 
     def begin(self, samples: Iterable[int] | None) -> None:
         """Start a step. ``samples``: the order to add in; None adds in the order of arrival."""
@@ -38,8 +44,7 @@ class GradientSum:
             return
         assert sample is not None
         self._held[self._order[sample]] = gradients
-        held = sum(g.nbytes for entry in self._held.values() for g in entry)
-        self.held_bytes_peak = max(self.held_bytes_peak, held)
+        self.held_bytes_peak = max(self.held_bytes_peak, self._each * len(self._held))
         while self._next in self._held:
             self._add(self._held.pop(self._next))
             self._next += 1

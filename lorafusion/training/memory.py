@@ -20,6 +20,19 @@ def peak_rss_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def held_bytes(device: torch.device) -> int:
+    """What this process holds now: of a GPU, by torch's allocator; else its resident set.
+
+    Without Linux's /proc the most that it has held so far.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    pages = Path("/proc/self/statm")  # 20 microseconds, where the status takes 60
+    if pages.exists():
+        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(peak_rss_mb() * 1e6)
+
+
 def device_memory(device: torch.device, ranks: int) -> float:
     """Bytes that a stage may use: a GPU's own; of the machine's that are free now, its share.
 

@@ -26,6 +26,7 @@ class JobOptimizer:
     def __init__(self, spec: JobSpec, parameters: Mapping[str, torch.Tensor]) -> None:
         """``parameters``: full name -> leaf, in the base's order. There may be none."""
         self._parameters = dict(parameters)
+        self._each = sum(parameter.nbytes for parameter in parameters.values())
         leaves = list(parameters.values())
         self._adamw = torch.optim.AdamW(
             # torch refuses an optimizer of nothing, which a job has on some stages.
@@ -62,6 +63,11 @@ class JobOptimizer:
         self._adamw.zero_grad(set_to_none=True)
         # The fused kernel does not tell autograd, which then could not refuse a stale backward.
         increment_version(leaves)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the moments; none are there before the first update."""
+        return len(MOMENTS) * self._each if self._adamw.state else 0
 
     def moments(self) -> dict[str, torch.Tensor]:
         """``<name>.exp_avg`` and ``<name>.exp_avg_sq`` -> tensor; none before the first update."""

@@ -5,6 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from lorafusion.training.trace_file import FOLDER
+
+TraceMode = Literal["off", "spans", "profile"]
+"""What is kept of what each rank does: nothing; its spans; these, and torch's own profile."""
+
+
+def trace_mode(asked: bool | None) -> TraceMode:
+    """What a user asks for; None: nothing was said."""
+    return "spans" if asked is None else "profile" if asked else "off"
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What is kept of what each rank does, and where.
+
+    Attributes:
+        folder: Of the traces.
+        mode: See :data:`TraceMode`.
+    """
+
+    folder: Path
+    mode: TraceMode
+
+    @classmethod
+    def of(cls, output: Path, mode: TraceMode) -> Traces | None:
+        """Those of a run with this output folder; None where nothing is kept."""
+        return None if mode == "off" else cls(output / FOLDER, mode)
 
 
 @dataclass(frozen=True)
@@ -18,8 +47,8 @@ class RunOptions:
         threads: CPU threads in use, part of what bits depend on.
         should_stop: Asked between microbatches; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
-        trace: Keep which places were run, beside the ranks' own traces.
         generations: Let the base and each finished adapter answer one held-out prompt.
+        trace: What is kept of what each rank does, in :attr:`traces`.
     """
 
     output: Path
@@ -29,4 +58,9 @@ class RunOptions:
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
     generations: bool = False
-    trace: bool = False
+    trace: TraceMode = "off"
+
+    @property
+    def traces(self) -> Traces | None:
+        """What is kept where; None where nothing is."""
+        return Traces.of(self.output, self.trace)

@@ -20,7 +20,7 @@ from lorafusion.errors import (
 )
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import Base, check_base, combined_hash, load_base
+from lorafusion.models.load import DTYPES, Base, check_base, combined_hash, load_base
 from lorafusion.models.part import Part
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.plan import Limits
@@ -37,15 +37,17 @@ from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.loop import TrainingLoop, Workplace
 from lorafusion.training.manifest import ManifestWriter
 from lorafusion.training.memory import device_memory, peak_rss_mb
+from lorafusion.training.memory_kinds import runtime_bytes
 from lorafusion.training.options import RunOptions
 from lorafusion.training.output import ExportFacts, JobOutput, fingerprint
+from lorafusion.training.peak import device_peak
 from lorafusion.training.result import Generation, JobResult, RunResult
 from lorafusion.training.revision import Leave
+from lorafusion.training.run_facts import RunFacts, write_facts
 from lorafusion.training.shard_writer import shard_name
 from lorafusion.training.site import Site
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Message, Team
-from lorafusion.training.trace_file import FOLDER as TRACE
 from lorafusion.training.trace_file import PlaceTrace
 
 RESULT_FILE = "result.json"
@@ -82,11 +84,15 @@ def train(
             folders.prepare_job_folder(
                 job_folder(job, options.output), resume=options.resume, overwrite=options.overwrite
             )
-        run = _Run(spec, options, events, team or team_of_one())
-        run.load()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
-            run.prepare(writers)
-            result = yield from run.train(started)
+        team = team or team_of_one(options.traces)
+        try:
+            run = _Run(spec, options, events, team)
+            run.load()
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
+                run.prepare(writers)
+                result = yield from run.train(started)
+        finally:
+            team.recorder.close()
         text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
         write_text_atomic(options.output / RESULT_FILE, text + "\n")
     return result
@@ -129,6 +135,7 @@ class _Run:
         self._config = check_base(spec.base_model)
         self._tokenizer = load_tokenizer(spec.base_model)
         self._jobs: list[TrainingJob] = []
+        self._adapters: dict[str, ResolvedAdapter] = {}
         self._outputs: dict[str, JobOutput] = {}
         self._failed: dict[str, JobResult] = {}
         self._leaves: list[Leave] = []
@@ -146,6 +153,9 @@ class _Run:
         self._prepared = prepared
         self._capacity = self._choose_capacity()
         self._cut = self._choose_cut()
+        # While the other ranks wait for what comes next, and before the base takes its memory.
+        traced = self._options.traces is not None
+        self._peak = device_peak(self._team.device, DTYPES[self._spec.dtype]) if traced else None
         layers = [[part.start, part.stop] for part in self._cut.layers]
         self._team.post.publish(
             {"kind": "start", "layers": layers, "recompute": self._cut.recompute}
@@ -153,6 +163,7 @@ class _Run:
         self._events.status(f"loading {self._spec.base_model}")
         part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
         spec = self._spec
+        self._runtime = runtime_bytes(self._team.device)
         self._base: Base = load_base(spec.base_model, spec.dtype, part, self._team.device)
         slow = note_on_dtype(self._base.dtype, self._team.device)
         if slow is not None:
@@ -172,6 +183,7 @@ class _Run:
             recompute=self._cut.recompute,
             deterministic=self._spec.deterministic,
         )
+        self._site.watch(self._runtime, self._options.traces)
         for job in self._prepared:
             try:
                 self._prepare_job(job, writers)
@@ -185,6 +197,7 @@ class _Run:
             self._workplace(), self._jobs, self._outputs, on_finished=self._generate
         )
         loop.let_go(self._leaves)
+        self._write_facts()
         yield from loop.run()
         self._report_held(loop, [int(message["held_bytes"]) for message in loop.done.values()])
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
@@ -234,6 +247,7 @@ class _Run:
             self._leaves.append(Leave(spec.name, training.step, save=False))
             raise
         self._jobs.append(training)
+        self._adapters[spec.name] = adapter
         self._outputs[spec.name] = output
         report = job.data.training.report
         self._events.ready(spec.name, report, done=training.step, total_steps=training.total_steps)
@@ -273,7 +287,8 @@ class _Run:
     def _workplace(self) -> Workplace:
         site = self._site
         limits = Limits(self._capacity, stages=self._team.stages)
-        places = PlaceTrace(self._options.output / TRACE, limits) if self._options.trace else None
+        traces = self._options.traces
+        places = None if traces is None else PlaceTrace(traces.folder, limits)
         return Workplace(
             team=self._team,
             executor=site.executor,
@@ -287,6 +302,28 @@ class _Run:
             should_stop=self._options.should_stop,
             should_stop_job=self._options.should_stop_job,
         )
+
+    def _write_facts(self) -> None:
+        traces = self._options.traces
+        if traces is None or self._peak is None:
+            return
+        facts = RunFacts(
+            spec=self._spec,
+            config=self._config,
+            names=self._base.names,
+            device=self._team.device,
+            threads=self._options.threads,
+            cut=self._cut,
+            capacity=self._capacity,
+            peak=self._peak,
+        )
+        jobs = [
+            facts.job(job.name, self._outputs[job.name].folder, self._adapters[job.name])
+            for job in self._jobs
+        ]
+        problem = write_facts(traces.folder, facts.document(jobs))
+        if problem is not None:
+            self._events.note(problem)
 
     def _choose_capacity(self) -> int:
         if self._spec.capacity != "auto":

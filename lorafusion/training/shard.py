@@ -29,6 +29,7 @@ class JobShard:
         self.adapter = adapter
         self.step = 0
         self.parameters = adapter.parameters()
+        self._adapter_bytes = sum(tensor.nbytes for tensor in self.parameters.values())
         self.gradients = GradientSum(list(self.parameters.values()))
         self.samples: list[int] = []
         """Whose gradients are in the running step."""
@@ -51,6 +52,16 @@ class JobShard:
     def total_steps(self) -> int:
         """Steps of the whole job."""
         return self.data.order.total_steps
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of its parameters."""
+        return self._adapter_bytes
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Of AdamW's moments."""
+        return self._optimizer.nbytes
 
     def collect(self, samples: Sequence[int]) -> None:
         """Take the gradients that the backward of these samples has left."""

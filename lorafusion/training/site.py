@@ -19,6 +19,9 @@ from lorafusion.training.compute import Compute
 from lorafusion.training.data import JobData
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
+from lorafusion.training.memory_kinds import MemoryMeter
+from lorafusion.training.options import Traces
+from lorafusion.training.out_of_memory import OutOfMemory
 from lorafusion.training.residents import Residents
 from lorafusion.training.shard import JobShard
 from lorafusion.training.shard_writer import Shard, ShardWriter, shard_name
@@ -48,14 +51,16 @@ class Site:
         self._deterministic = deterministic
         self._pool = writers
         self._writers: dict[str, ShardWriter] = {}
-        compute = Compute(
+        self._compute = Compute(
             self.stage,
             self.bank,
             self.residents,
             deterministic=deterministic,
             on_failed=self._tell_failed,
         )
-        self.executor = Executor(compute, self.residents, team, self.stage.width, self.stage.dtype)
+        self.executor = Executor(
+            self._compute, self.residents, team, self.stage.width, self.stage.dtype
+        )
 
     def join(
         self,
@@ -96,6 +101,18 @@ class Site:
         )
         self.residents.join(shard)
         return shard
+
+    def meter(self, runtime: int) -> MemoryMeter:
+        """Measures this rank's memory; ``runtime`` bytes of it were there before the base."""
+        return MemoryMeter(self.base, self.residents, self._team.device, runtime)
+
+    def watch(self, runtime: int, traces: Traces | None) -> None:
+        """Let the recorder look at this rank, and tell in ``traces`` where memory runs out."""
+        team, meter = self._team, self.meter(runtime)
+        team.recorder.look_at(self.stage, meter)
+        if traces is not None:
+            reports = OutOfMemory(traces.folder, team.stage, team.device, meter)
+            self._compute.out_of_memory = reports
 
     @property
     def held_bytes(self) -> int:

@@ -6,7 +6,7 @@ Training knows these protocols alone. :mod:`lorafusion.launch` gives links over
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import torch
 
 if TYPE_CHECKING:
+    from lorafusion.models.stage import Stage
+    from lorafusion.training.memory_kinds import MemoryKinds
     from lorafusion.training.stage_times import StageTimes
 
 Message: TypeAlias = Mapping[str, Any]
@@ -97,6 +99,16 @@ class Recorder(Protocol):
 
     def stepped(self, place: int, job: str, step: int, samples: Sequence[int]) -> None:
         """These samples' gradients are in the step that was just applied."""
+        ...
+
+    def look_at(self, stage: Stage, memory: Callable[[], MemoryKinds]) -> None:
+        """The rank's stage is there.
+
+        Args:
+            stage: It.
+            memory: Says what fills the memory; best asked at the end of a forward, when
+                activations are alive.
+        """
         ...
 
     def summary(self) -> StageTimes:

@@ -9,23 +9,34 @@ which things end, with times in seconds of this process's ``time.perf_counter()`
 - ``{"kind": "forward", "place": 3, "name": "a#1", "start": ..., "end": ...}``, and the other kinds
   of spans;
 - ``{"kind": "stepped", "place": 3, "job": "a", "step": 1, "samples": [...], "at": ...}``;
+- ``{"kind": "memory", "at": ..., "total": ..., "runtime": ..., "base": ..., "adapters": ...,
+  "gradients": ..., "optimizer": ...}``: bytes at the end of a forward, every half second or so, see
+  :class:`~lorafusion.training.memory_kinds.MemoryKinds`;
 - ``{"kind": "full"}``: what follows was left out.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lorafusion.training.memory import peak_rss_mb
 from lorafusion.training.stage_times import StageTimes, Sums
 from lorafusion.training.team import SpanKind
 from lorafusion.training.trace_file import TraceFile, to_json
 
+if TYPE_CHECKING:
+    from lorafusion.models.stage import Stage
+    from lorafusion.training.memory_kinds import MemoryKinds
+
 _clock = time.perf_counter
+# Seconds between two looks at the memory: a look takes 50 microseconds.
+MEMORY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class Trace:
         self._inside: list[_Span] = []
         self._sums = Sums()
         self._file = None
+        self._memory: Callable[[], MemoryKinds] | None = None
+        self._memory_due = math.inf
         if folder is not None:
             path = folder / f"rank-{stage}.jsonl"
             self._file = TraceFile(path, {"stage": stage, "stages": stages})
@@ -87,6 +100,10 @@ class Trace:
             line = {"kind": "stepped", "place": place, "job": job, "step": step}
             more = {"samples": list(samples), "at": round(now, 6)}
             self._file.add(to_json({**line, **more}), now)
+
+    def look_at(self, stage: Stage, memory: Callable[[], MemoryKinds]) -> None:
+        """Keep what ``memory`` says at the end of the first forward, and of later ones."""
+        self._memory, self._memory_due = memory, _clock()
 
     @property
     def offset_s(self) -> float:
@@ -142,6 +159,14 @@ class Trace:
                 f'"start":{start:.6f},"end":{now:.6f}}}',
                 now,
             )
+            if kind == "forward" and now >= self._memory_due:
+                self._keep_memory(self._file, now)
+
+    def _keep_memory(self, file: TraceFile, now: float) -> None:
+        assert self._memory is not None
+        self._memory_due = now + MEMORY_S
+        line = {"kind": "memory", "at": round(now, 6), **self._memory().to_dict()}
+        file.add(to_json(line), now)
 
 
 class _Span:

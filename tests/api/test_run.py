@@ -312,3 +312,11 @@ os.write(1, b"went on")
     text = (tmp_path / "result.json").read_text()
     assert '"state": "paused"' in text and f"stopped by {number.name}" in text
     assert (tmp_path / "one" / "checkpoints" / "step-00000003" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("trace", "kept"), [(None, True), (False, False)])
+def test_what_is_traced(
+    jobs: Jobs, tiny_base: Path, tmp_path: Path, trace: bool | None, kept: bool
+) -> None:
+    lorafusion.train(jobs[:1], tiny_base, output=tmp_path, trace=trace, **SETTINGS)
+    assert (tmp_path / "trace" / "rank-0.jsonl").exists() == kept

@@ -70,3 +70,40 @@ def test_what_cannot_be_planned(
     assert isinstance(result.exception, LorafusionError)
     assert message in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def _config_alone(tiny_base: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "config-alone"
+    folder.mkdir()
+    (folder / "config.json").write_text((tiny_base / "config.json").read_text())
+    return folder
+
+
+def test_what_if_needs_a_config_alone(write_run: Write, tiny_base: Path, tmp_path: Path) -> None:
+    folder = _config_alone(tiny_base, tmp_path)
+    file = write_run({"name": "a"}, {"name": "b", "max_steps": 5}, base_model=str(folder))
+    out = tmp_path / "plan"
+    options = ("--device", "h100", "--nodes", 2, "--gpus", 2, "--tokenizer", tiny_base, "-o", out)
+    result = _plan(file, *options)
+    assert result.exit_code == 0, result.output
+    for shown in ("tokens/s", "best", "assumed of a h100", "not modelled", "memory of a stage"):
+        assert shown in result.output
+    found = json.loads((out / "what-if.json").read_text())
+    pairs = {(c["layout"]["stages"], c["layout"]["replicas"]) for c in found["candidates"]}
+    assert pairs == {(1, 4), (2, 2)}
+    made = Plan.from_json((out / "plan.json").read_text()).limits
+    assert (made.stages, made.replicas) in pairs
+    assert (out / "gantt.html").exists()
+
+
+def test_what_if_without_a_tokenizer(write_run: Write, tiny_base: Path, tmp_path: Path) -> None:
+    file = write_run({"name": "a"}, base_model=str(_config_alone(tiny_base, tmp_path)))
+    result = _plan(file, "--gpus", 2, "-o", tmp_path / "out")
+    assert isinstance(result.exception, LorafusionError)
+    assert "name another with --tokenizer" in str(result.exception)
+
+
+def test_what_if_finds_the_stages_itself(write_run: Write, tmp_path: Path) -> None:
+    result = _plan(write_run({"name": "a"}), "--gpus", 2, "--stages", 2, "-o", tmp_path / "out")
+    assert isinstance(result.exception, LorafusionError)
+    assert "are found by --nodes and --gpus" in str(result.exception)

@@ -29,7 +29,12 @@ def test_a_profile_is_measured_and_kept(write_run: Write, tmp_path: Path) -> Non
     out = tmp_path / "profile.json"
     result = _profile(file, "--seconds", 1, "--stages", "1,2", "-o", out)
     assert result.exit_code == 0, result.output
-    for shown in ("held out of the fit", "each of 2 layers", "recommended: capacity:", "one by one"):
+    for shown in (
+        "held out of the fit",
+        "each of 2 layers",
+        "recommended: capacity:",
+        "one by one",
+    ):
         assert shown in result.output
     found = read_profile(out)
     kept = tmp_path / "home" / "profiles" / f"{found.key.name}.json"

@@ -253,3 +253,19 @@ def test_a_signal_saves_all_and_resume_finishes(
     lines = (out / "first" / "metrics.jsonl").read_text().splitlines()
     steps = [record["step"] for record in map(json.loads, lines) if record["kind"] == "train"]
     assert steps == list(range(1, 101))
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"), [((), True), (("--no-trace",), False), (("--trace",), True)]
+)
+def test_what_is_traced(
+    write_run: Write, tmp_path: Path, option: tuple[str, ...], kept: bool
+) -> None:
+    out = tmp_path / "out"
+    file = write_run({"name": "only", "max_steps": 8})
+    result = train(file, "--output", str(out), *option)
+    assert result.exit_code == 0, result.output
+    files = {path.name for path in (out / "trace").glob("*")}
+    assert ({"run.json", "places.jsonl", "rank-0.jsonl"} <= files) == kept
+    profile = {"profile-rank-0.json.gz", "operations-0.json"}
+    assert profile & files == (profile if "--trace" in option else set())

@@ -84,7 +84,7 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
         output=Path(case["output"]),
         resume=case["resume"],
         as_json=True,
-        trace=False,
+        trace=case["trace"],
         hang_timeout=60.0,
         start_timeout=60.0,
     )

@@ -35,6 +35,7 @@ class Case:
     pause_after: Mapping[str, int] = field(default_factory=dict[str, int])
     plans: int | None = None
     timeout_s: float = 200
+    trace: bool | None = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The report of a run: what its folder says, as figures, as JSON and as a page."""
