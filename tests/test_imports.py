@@ -38,6 +38,7 @@ ALLOWED = {
     "training": {"machine", "module_names", "models", "adapters", "data", "kernels", *PLAIN},
     "launch": {"training", "models", "adapters", "data", "kernels", "preflight", *PLAIN},
     "profiling": {
+        "base_names",
         "machine",
         "module_names",
         "launch",

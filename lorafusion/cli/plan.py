@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from lorafusion.jobs.schema import RunSpec
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.estimate import StageMemory
 from lorafusion.planner.machines import Machines
+from lorafusion.planner.parts import PartCosts
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.shape import ModelShape
 from lorafusion.plans import chrome_trace, gantt_html, gantt_png
@@ -57,6 +59,13 @@ def command(  # noqa: PLR0913 - one argument an option
     tokenizer: Annotated[
         str, typer.Option(help="Folder or hub id of a tokenizer, where the base's folder has none.")
     ] = "",
+    profile: Annotated[
+        str,
+        typer.Option(help="File of `lorafusion profile`; auto: the one kept for machine and base."),
+    ] = "",
+    any_profile: Annotated[
+        bool, typer.Option("--any-profile", help="Use a profile of another machine or base too.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the results.")
     ] = None,
@@ -64,11 +73,11 @@ def command(  # noqa: PLR0913 - one argument an option
     """Plan a run, simulate it, and draw it. Nothing is trained, and no weights are read.
 
     Writes plan.json, gantt.png, gantt.html and trace.json (for Perfetto). The times are those of a
-    default cost model: assumptions, unless it was measured on the device. With --nodes or --gpus
-    all cuts into stages and replicas are compared, the best is drawn, and what-if.json has them
-    all. The base then needs no more than a config.json.
+    default cost model: assumptions, unless --profile gives what was measured here. With --nodes or
+    --gpus all cuts into stages and replicas are compared, the best is drawn, and what-if.json has
+    them all. The base then needs no more than a config.json.
     """
-    profile = find_device(device)
+    runs_on = find_device(device)
     spec = load_run_file(file)
     tokens = _capacity(capacity or str(spec.capacity))
     quiet_transformers()
@@ -80,22 +89,35 @@ def command(  # noqa: PLR0913 - one argument an option
             "--stages and --replicas are found by --nodes and --gpus; give the one pair or the "
             "other."
         )
+    if profile and (searched or device != "cpu"):
+        raise PlanError(
+            "--profile is of a machine that was measured, and --device, --nodes and --gpus are "
+            "what if; leave one of them out."
+        )
     with console.status("reading the base's config") as shown:
         shape = _shape(spec)
         queues = _queues(spec, tokenizer or spec.base_model, shown.update)
-        wish = Wish(profile, stages, replicas, tokens, recompute, _targets(spec), compare)
+        wish = Wish(runs_on, stages, replicas, tokens, recompute, _targets(spec), compare)
+        if profile:
+            wish = replace(wish, measured=_measured(spec, profile, stages, any_profile))
         if searched:
-            machines = Machines(profile, nodes or 1, gpus or 1)
+            machines = Machines(runs_on, nodes or 1, gpus or 1)
             again = (True,) if recompute else _RECOMPUTE[spec.recompute]
             search = Search(queues, shape, machines, again, wish.targets)
             wish = compared(console, search, spec, folder, shown.update)
         began = time.perf_counter()
         found = study(queues, shape, wish, status=shown.update)
         seconds = time.perf_counter() - began
-    _show(console, found, seconds, profile.name)
+    _show(console, found, seconds, runs_on.name)
     with console.status("drawing"):
         written = _write(found, folder, title=f"{file.name}, {Path(spec.base_model).name}")
     console.print("\n" + ", ".join(map(str, written)), soft_wrap=True)
+
+
+def _measured(spec: RunSpec, profile: str, stages: int, any_profile: bool) -> PartCosts:
+    from lorafusion.profiling.lookup import measured_parts
+
+    return measured_parts(spec, profile, stages=stages, any_profile=any_profile)
 
 
 def _capacity(text: str) -> int | None:

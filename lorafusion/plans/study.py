@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from lorafusion.errors import PlanError
 from lorafusion.planner.baselines import (
     Baseline,
     lorafusion_greedy,
@@ -22,6 +23,7 @@ from lorafusion.planner.devices import DeviceProfile
 from lorafusion.planner.estimate import StageMemory, estimate_memory
 from lorafusion.planner.machines import Machines, with_reduction
 from lorafusion.planner.measure import measured
+from lorafusion.planner.parts import PartCosts
 from lorafusion.planner.place_times import place_times
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue
@@ -52,6 +54,7 @@ class Wish:
             One takes 2 to 5 seconds.
         machines: The nodes that all stages of all replicas stand on; None: one, whose replicas'
             reductions take no time.
+        measured: What the base's parts cost, where that was measured; None: as a default has it.
     """
 
     device: DeviceProfile
@@ -63,6 +66,7 @@ class Wish:
     compare: bool = True
     exact_s: float = 0.2
     machines: Machines | None = None
+    measured: PartCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def study(
     typical = typical_counts(queues)
     across = wish.machines is not None and wish.machines.hops_across(wish.stages)
     setup = Setup(wish.targets, tuple(ranks.values()), wish.recompute, across)
-    parts = default_parts(shape, wish.device, setup)
+    parts = _parts(shape, setup, wish)
     cut = parts.cut(typical, stages=wish.stages)
     cost = parts.model(cut)
     if wish.machines is not None:
@@ -163,6 +167,18 @@ def study(
     schedules = _schedules(loaded, limits, play) if wish.compare else ()
     memory = estimate_memory(shape, wish.device, setup, cost, cut, _fullest(plan, cost, ranks))
     return Study(cut, cost, choice, plan, ranks, simulation, memory, schedules)
+
+
+def _parts(shape: ModelShape, setup: Setup, wish: Wish) -> PartCosts:
+    if wish.measured is None:
+        return default_parts(shape, wish.device, setup)
+    if wish.measured.layers != shape.layers:
+        raise PlanError(
+            f"the measured costs are of {wish.measured.layers} layers, and the base has "
+            f"{shape.layers}. Measure this base with `lorafusion profile FILE`."
+        )
+    row_bytes = shape.dtype_bytes * shape.hidden
+    return wish.measured.recomputed(row_bytes) if wish.recompute else wish.measured
 
 
 def _fullest(plan: Plan, cost: CostModel, ranks: Mapping[str, int]) -> Counts:

@@ -23,7 +23,7 @@ from lorafusion.profiling.profile import Profile
 from lorafusion.profiling.profiler import Subject, make_profile
 from lorafusion.training.memory import device_memory
 
-__all__ = ["Found", "Wish", "profile_run", "run_key", "stage_threads"]
+__all__ = ["Found", "Wish", "profile_run", "profiled_device", "run_key", "stage_threads"]
 
 Progress = Callable[[str, float], None]
 
@@ -65,7 +65,7 @@ def profile_run(
         ProfileError: No such device, or too little memory to measure anything.
         PlanError: The jobs fit no capacity; says what would.
     """
-    device = _device(wish.device)
+    device = profiled_device(wish.device)
     config = check_base(spec.base_model)
     layers: int = config.get_text_config().num_hidden_layers
     if max(wish.stages) > layers:
@@ -86,6 +86,24 @@ def profile_run(
         memory_bytes=_memory(profile, threads, device),
     )
     return Found(profile, advice)
+
+
+def profiled_device(name: str) -> torch.device:
+    """What ``cpu``, ``cuda`` or ``auto`` mean here.
+
+    Raises:
+        ProfileError: Another name, or a GPU where there is none.
+    """
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise ProfileError(f"--device is {name!r}; allowed: auto, cpu, cuda.")
+    if name == "cuda" and not gpu:
+        raise ProfileError(
+            "torch sees no GPU here (`lorafusion doctor` says why). Measure the CPU with --device "
+            "cpu; of a GPU that is not here, `lorafusion plan FILE --device h100` says what is to "
+            "be expected."
+        )
+    return torch.device("cuda" if gpu and name != "cpu" else "cpu")
 
 
 def stage_threads(spec: RunSpec, stages: int) -> int:
@@ -109,19 +127,6 @@ def _memory(profile: Profile, threads: Mapping[int, int], device: torch.device) 
         loaded = sum(part.static_bytes for part in (parts.embedding, parts.head))
         loaded = parts.layers * parts.layer.static_bytes + loaded
     return {stages: device_memory(device, stages) + loaded / stages for stages in threads}
-
-
-def _device(name: str) -> torch.device:
-    gpu = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda"):
-        raise ProfileError(f"--device is {name!r}; allowed: auto, cpu, cuda.")
-    if name == "cuda" and not gpu:
-        raise ProfileError(
-            "torch sees no GPU here (`lorafusion doctor` says why). Measure the CPU with --device "
-            "cpu; of a GPU that is not here, `lorafusion plan FILE --device h100` says what is to "
-            "be expected."
-        )
-    return torch.device("cuda" if gpu and name != "cpu" else "cpu")
 
 
 def _subject(

@@ -10,17 +10,21 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from lorafusion.cli import profile
+from lorafusion.cli import plan, profile
 from lorafusion.errors import LorafusionError, ProfileError
 from lorafusion.profiling.profile import read_profile
 
 Write = Callable[..., Path]
 
 
-def _profile(*args: object) -> Result:
+def _run(command: Callable[..., None], *args: object) -> Result:
     app = typer.Typer()
-    app.command()(profile.command)
+    app.command()(command)
     return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def _profile(*args: object) -> Result:
+    return _run(profile.command, *args)
 
 
 @pytest.mark.multiproc
@@ -42,6 +46,34 @@ def test_a_profile_is_measured_and_kept(write_run: Write, tmp_path: Path) -> Non
     assert found.key.targets == ("q_proj", "v_proj")
     assert found.parts(1).layers == 2
     assert found.parts(1).transfer.fixed > 0
+
+
+@pytest.mark.multiproc
+def test_plans_are_made_with_it(write_run: Write, tmp_path: Path) -> None:
+    """Those of the same machine, base and number format; any others where told to."""
+    file = write_run({"name": "a"})
+    options = ("-o", tmp_path / "plan", "--no-compare")
+    result = _run(plan.command, file, "--profile", "auto", *options)
+    assert isinstance(result.exception, ProfileError)
+    assert "no profile of this machine and base is kept" in str(result.exception)
+
+    out = tmp_path / "profile.json"
+    assert _profile(file, "--seconds", 1, "-o", out).exit_code == 0
+    for source in ("auto", out):
+        result = _run(plan.command, file, "--profile", source, *options)
+        assert result.exit_code == 0, result.output
+        assert "cost model: measured with 1 threads on" in result.output
+
+    other = write_run({"name": "a"}, dtype="float64")
+    result = _run(plan.command, other, "--profile", out, *options)
+    assert isinstance(result.exception, ProfileError)
+    assert "dtype float32, here float64" in str(result.exception)
+    result = _run(plan.command, other, "--profile", out, "--any-profile", *options)
+    assert result.exit_code == 0, result.output
+
+    result = _run(plan.command, file, "--profile", out, "--device", "h100", *options)
+    assert isinstance(result.exception, LorafusionError)
+    assert "--profile is of a machine that was measured" in str(result.exception)
 
 
 @pytest.mark.multiproc

@@ -10,11 +10,13 @@ from lorafusion.profiling.measuring import LEAST_ROUNDS, Budget, Scope, measure
 from lorafusion.profiling.workbench import Timing, Workbench
 
 SCOPE = Scope(ranks=(2, 4), longest=24, capacity=200)
+# Seconds that no tiny microbatches use up, however busy the machine is.
+AMPLE = Budget(600, 1e9)
 
 
 def test_every_probe_is_measured(bench: Workbench) -> None:
     shares: list[float] = []
-    found = measure(bench, SCOPE, Budget(1.5, 1e9), progress=shares.append)
+    found = measure(bench, SCOPE, AMPLE, progress=shares.append)
     assert len(found) == PROBES
     assert sum(one.held for one in found) == 6
     assert max(one.probe.counts.tokens for one in found) == SCOPE.capacity
@@ -45,9 +47,9 @@ def test_two_rounds_are_done_whatever_the_budget(
 
 def test_the_largest_respects_memory(bench: Workbench) -> None:
     """A token of the tiny base holds about 4 kB."""
-    ample = measure(bench, SCOPE, Budget(0.5, 1e9))
+    ample = measure(bench, SCOPE, AMPLE)
     held = max((one.layer_bytes + one.head_bytes) / one.probe.counts.tokens for one in ample)
-    tight = measure(bench, SCOPE, Budget(0.5, 2 * 150 * held))
+    tight = measure(bench, SCOPE, Budget(600, 2 * 150 * held))
     assert 128 <= max(one.probe.counts.tokens for one in tight) <= 150
 
 
