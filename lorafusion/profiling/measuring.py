@@ -104,9 +104,11 @@ def measure(
             used = time.perf_counter() - began
             if done >= LEAST_ROUNDS and used * (done + 1) / done > budget.seconds:
                 break
-            for index in shuffle.sample(range(len(probes)), len(probes)):
+            for count, index in enumerate(shuffle.sample(range(len(probes)), len(probes)), 1):
                 found[index].append(bench.run(places[index]))
-                progress(min(1.0, (time.perf_counter() - began) / budget.seconds))
+                by_rounds = (done + count / len(probes)) / MOST_ROUNDS
+                progress(max(by_rounds, min(1.0, (time.perf_counter() - began) / budget.seconds)))
+    progress(1.0)
     return tuple(
         Measured(probe, _median(timings), index >= len(fitted), *held)
         for index, (probe, timings, held) in enumerate(zip(probes, found, saved, strict=True))
