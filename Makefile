@@ -10,11 +10,12 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo test test-slow test-aot test-exhaustive test-gpu lint format clean
+.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-exhaustive test-gpu lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
 	@echo "make demo       train four LoRA jobs at once on a 135M model (10 minutes on 2 cores)"
+	@echo "make bench-quick  every benchmark, small, on the CPU; fails on wrong results alone (minutes)"
 	@echo "make test       the tests that every commit must pass"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
@@ -48,6 +49,16 @@ fetch: setup
 
 demo: fetch
 	$(BIN)/lorafusion train jobs/examples/demo.yaml --output runs/demo --overwrite --show-generation
+
+# In float32: bfloat16 is imitated on many CPUs, and 50 times as slow.
+QUICK := runs/bench-quick
+bench-quick: fetch
+	$(BIN)/lorafusion bench kernels --cpu --quick --rounds 5 -o $(QUICK)/kernels --overwrite
+	$(BIN)/lorafusion bench plan tests/planner/cases/two_jobs.json \
+	  tests/planner/cases/small_batches.json --baselines -o $(QUICK)/plan
+	$(BIN)/lorafusion bench pipeline --stages 4 --rounds 1 -o $(QUICK)/pipeline
+	$(BIN)/lorafusion bench train jobs/examples/demo.yaml --dtype float32 --dropout 0 --steps 1 \
+	  --rounds 1 -o $(QUICK)/train --overwrite
 
 test: fetch
 	$(BIN)/python -m pytest -m "not slow and not gpu and not aot and not exhaustive" --durations=10

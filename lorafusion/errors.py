@@ -105,3 +105,7 @@ class BenchError(LorafusionError, RuntimeError):
 
 class TurnError(BenchError):
     """A turn of a benchmark has failed: the training in it ended badly."""
+
+
+class WrongResultError(BenchError):
+    """What a benchmark compares does not compute the same, so that its speeds say nothing."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lorafusion.bench.agreement import disagreements
 from lorafusion.bench.linear import (
     FROZEN,
     OURS,
@@ -29,6 +30,7 @@ from lorafusion.bench.linear import (
 )
 from lorafusion.bench.run import claim, finite
 from lorafusion.bench.summary import Spread
+from lorafusion.errors import WrongResultError
 from lorafusion.files import write_text_atomic
 from lorafusion.kernels.native.library import library
 from lorafusion.machine import describe_machine, versions
@@ -40,6 +42,7 @@ CPU_CASES = tuple(
     for dtype in ("bfloat16", "float32")
     for dropout in (0.0, 0.1)
 )
+QUICK_CASES = tuple(Case(256, 256, 320, 4, 8, "float32", dropout) for dropout in (0.0, 0.1))
 GPU_CASES = tuple(
     Case(rows, width, width, 4, 16, "bfloat16", dropout)
     for width in (4096, 5120, 8192)
@@ -112,10 +115,11 @@ class Plan:
     timer: Timer
 
     @classmethod
-    def cpu(cls) -> Plan:
-        """Without the compiled loops, ours is there once."""
+    def cpu(cls, *, quick: bool = False) -> Plan:
+        """Without the compiled loops, ours is there once; ``quick``: small, in float32."""
         ours = (OURS, TORCH) if library() is not None else (OURS,)
-        return cls("cpu", CPU_CASES, (FROZEN, *ours, PEFT, PEFT_CAST), cpu_timer)
+        cases = QUICK_CASES if quick else CPU_CASES
+        return cls("cpu", cases, (FROZEN, *ours, PEFT, PEFT_CAST), cpu_timer)
 
     @classmethod
     def gpu(cls) -> Plan:
@@ -142,7 +146,12 @@ def run(
 
     Raises:
         OutputError: The folder cannot be used, or holds earlier results.
+        WrongResultError: Ways of a case do not compute the same.
     """
+    for case in plan.cases:
+        wrong = disagreements(case, plan.ways, plan.device)
+        if wrong:
+            raise WrongResultError("\n".join([f"{case}: results differ.", *wrong]))
     claim(folder, (RESULT_FILE, PLOT_FILE), overwrite=overwrite)
     gpu = torch.cuda.get_device_name() if plan.device == "cuda" else None
     result: dict[str, Any] = {

@@ -151,6 +151,13 @@ class Ours:
         """All jobs at once."""
         self.y.backward(self.tensors.dy)
 
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """What the backward has left: dX, and dA and dB of each job."""
+        found = {"dX": self.x.grad}
+        for job, pair in enumerate(self.factors):
+            found |= {f"d{name} of job {job}": f.grad for name, f in zip("AB", pair, strict=True)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
 
 class WithoutLoops(Ours):
     """The same without the compiled loops."""
@@ -189,10 +196,13 @@ class Peft:
                 module["default"].weight = torch.nn.Parameter(weight)
             self.layers.append(layer.train())
 
-    @property
-    def x_gradient(self) -> torch.Tensor:
-        """The gradient of X, [T, K]."""
-        return torch.cat([x.grad for x in self._xs if x.grad is not None])
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """As :meth:`Ours.gradients`."""
+        found = {"dX": torch.cat([x.grad for x in self._xs if x.grad is not None])}
+        for job, layer in enumerate(self.layers):
+            for name, module in (("A", layer.lora_A), ("B", layer.lora_B)):
+                found[f"d{name} of job {job}"] = module["default"].weight.grad
+        return found
 
     def prepare(self) -> None:
         """Gradients of the call before are dropped."""

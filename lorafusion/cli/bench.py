@@ -67,8 +67,9 @@ def bench_train(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Train a file's jobs together, and one after another with PEFT or TRL, in turns.
 
-    Writes bench.json and bench.png. Exit code: 0 measured, 1 a turn failed, 2 bad input, 130 or
-    143 stopped by SIGINT or SIGTERM; what was measured before is kept and marked as partial.
+    Writes bench.json and bench.png. Exit code: 0 measured, 1 a turn failed or losses differ, 2 bad
+    input, 130 or 143 stopped by SIGINT or SIGTERM; what was measured before is kept and marked as
+    partial.
     """
     rivals = parse_against(against)
     dropouts = parse_dropouts(dropout)
@@ -94,6 +95,8 @@ def bench_train(  # noqa: PLR0913 - one argument an option
 
 def _measure(settings: Settings) -> None:
     # Importing torch and transformers takes seconds: not before the file is known to be good.
+    from lorafusion.bench.agreement import wrong_losses
+    from lorafusion.bench.plan_table import measured_on
     from lorafusion.bench.plot import draw
     from lorafusion.bench.run import PLOT_FILE, RESULT_FILE, run_bench
     from lorafusion.cli.bench_display import BenchBoard, show_result
@@ -106,8 +109,17 @@ def _measure(settings: Settings) -> None:
         result = run_bench(settings, board)
     draw(result, settings.output / PLOT_FILE)
     show_result(console, result)
+    document = result.to_dict()
+    about = f"torch {document['versions']['torch']}, {settings.spec.dtype}"
+    console.print(f"\n{measured_on(document, about)}", soft_wrap=True)
     results = f"{settings.output / RESULT_FILE}, {settings.output / PLOT_FILE}"
-    console.print(f"\n{results}", soft_wrap=True)
+    console.print(results, soft_wrap=True)
+    wrong = wrong_losses(result.comparisons, settings.spec.dtype)
+    if wrong:
+        typer.secho("error: the ways do not train the same", err=True, fg="red")
+        for line in wrong:
+            typer.secho(line, err=True, fg="red")
+        raise typer.Exit(FAILED)
 
 
 def _say_what_is_kept(folder: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lorafusion.errors import BenchError
+from lorafusion.errors import BenchError, WrongResultError
 from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 PROBLEMS = 1
 
 
+class Asked(NamedTuple):
+    """Of what to measure."""
+
+    cpu: bool
+    quick: bool
+
+
 def bench_kernels(  # noqa: PLR0913 - one argument an option
     cpu: Annotated[bool, typer.Option("--cpu", help="Measure the CPU backend.")] = False,
     aot: Annotated[
         bool, typer.Option("--aot", help="Compile for six GPUs, and show what the binaries use.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --cpu: two small cases in float32.")
     ] = False,
     write: Annotated[
         Path | None, typer.Option(help="With --aot: the page to put the table into.")
@@ -44,12 +54,14 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     """Time one multi-adapter linear against PEFT's layer and the frozen base's products alone.
 
     On the GPU by default. Writes kernels.json and kernels.png. Exit code: 0 measured or compiled, 1
-    a compiled kernel breaks a limit, 2 bad input, or no GPU.
+    a compiled kernel breaks a limit or results differ, 2 bad input, or no GPU.
     """
     if aot:
         _compile(write)
     else:
-        _measure(cpu=cpu, rounds=rounds, threads=threads, folder=output, overwrite=overwrite)
+        _measure(
+            Asked(cpu, quick), rounds=rounds, threads=threads, folder=output, overwrite=overwrite
+        )
 
 
 def _compile(page: Path | None) -> None:
@@ -80,34 +92,43 @@ def _compile(page: Path | None) -> None:
         raise typer.Exit(PROBLEMS)
 
 
-def _measure(*, cpu: bool, rounds: int, threads: int | None, folder: Path, overwrite: bool) -> None:
+def _measure(
+    asked: Asked, *, rounds: int, threads: int | None, folder: Path, overwrite: bool
+) -> None:
     _check(("peft", "matplotlib"), "pip install 'lorafusion[bench]'")
     prepare_environment()
     import torch
 
     from lorafusion.bench.kernels import PLOT_FILE, RESULT_FILE, Plan, run
     from lorafusion.bench.kernels_plot import draw
+    from lorafusion.bench.plan_table import measured_on
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if not cpu and not torch.cuda.is_available():
+    if not asked.cpu and not torch.cuda.is_available():
         raise BenchError(
             "torch sees no GPU here (`lorafusion doctor` says why). Without one: --cpu measures "
             "the CPU backend, --aot compiles the kernels."
         )
     console = Console(highlight=False)
-    plan = Plan.cpu() if cpu else Plan.gpu()
+    plan = Plan.cpu(quick=asked.quick) if asked.cpu else Plan.gpu()
     with _bar(console) as bar:
         task = bar.add_task("", total=len(plan.cases))
 
         def done(timing: Timing) -> None:
             bar.advance(task)
             console.print(f"\n{timing.case}", style="bold")
-            console.print(_table(timing, bounded=cpu))
+            console.print(_table(timing, bounded=asked.cpu))
 
-        result = run(plan, rounds=rounds, folder=folder, overwrite=overwrite, done=done)
+        try:
+            result = run(plan, rounds=rounds, folder=folder, overwrite=overwrite, done=done)
+        except WrongResultError as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+            raise typer.Exit(PROBLEMS) from error
     draw(result, folder / PLOT_FILE)
-    console.print(f"\n{folder / RESULT_FILE}, {folder / PLOT_FILE}", soft_wrap=True)
+    about = f"torch {result['versions']['torch']}, rounds: {rounds}"
+    console.print(f"\n{measured_on(result, about)}", soft_wrap=True)
+    console.print(f"{folder / RESULT_FILE}, {folder / PLOT_FILE}", soft_wrap=True)
 
 
 def _table(timing: Timing, *, bounded: bool) -> Table:

@@ -71,6 +71,7 @@ def bench_plan(
         typer.echo(json.dumps([outcome.record() for outcome in outcomes], allow_nan=False))
     else:
         _show(outcomes)
+        typer.echo(f"\n{plan_table.measured_on(found, f'rounds: {rounds}')}")
     _refuse_broken(outcomes)
 
 

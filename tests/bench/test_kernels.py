@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from lorafusion.bench import kernels, linear
+from lorafusion.bench.agreement import disagreements
 from lorafusion.bench.kernels import CPU_CASES, GPU_CASES, Plan, bounds, lines, run
 from lorafusion.bench.kernels_plot import draw
 from lorafusion.bench.linear import (
@@ -35,15 +36,11 @@ needs_gpu_absent = pytest.mark.skipif(torch.cuda.is_available(), reason="there i
 
 
 def gradients(way):
-    """Y, dX, and dA and dB of the first job."""
+    """Y, dX, and dA and dB of every job."""
     getattr(way, "prepare", lambda: None)()
     y = way.forward()
     way.backward()
-    if isinstance(way, linear.Ours):
-        return y, way.x.grad, way.factors[0][0].grad, way.factors[0][1].grad
-    layer = way.layers[0]
-    factors = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return y, way.x_gradient, *(factor.grad for factor in factors)
+    return y, *way.gradients().values()
 
 
 @pytest.mark.parametrize("name", [OURS, TORCH, PEFT_CAST])
@@ -52,6 +49,30 @@ def test_all_ways_compute_the_same(name):
     found = gradients(make_way(name, tensors))
     for one, other in zip(found, gradients(make_way(PEFT, tensors)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_results_that_differ_stop_the_benchmark(monkeypatch, tmp_path):
+    """In the output of any way, and in any gradient; nothing is timed."""
+    monkeypatch.setattr(kernels, "CPU_CASES", (SMALL,))
+    assert not disagreements(SMALL, WAYS, "cpu")
+    with_dropout = Case(40, 24, 20, 2, 3, "float32", 0.3)
+    assert not disagreements(with_dropout, WAYS, "cpu")
+
+    right = linear.Ours.gradients
+
+    def wrong(self):
+        found = right(self)
+        return {**found, "dB of job 3": found["dB of job 3"] * 1.01}
+
+    monkeypatch.setattr(linear.Ours, "gradients", wrong)
+    found = disagreements(SMALL, WAYS, "cpu")
+    assert [line.partition(":")[0] for line in found] == [OURS, TORCH]
+    assert all("dB of job 3 differs by 1.0e-02" in line for line in found)
+    result = CliRunner().invoke(
+        build_app(), ["bench", "kernels", "--cpu", "--quick", "-o", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 1
+    assert "dB of job 3" in result.output
 
 
 def test_the_base_alone_is_what_lora_adds_to():
@@ -161,7 +182,7 @@ def test_what_is_asked():
     assert not any(bounds(case) for case in CPU_CASES if case.dtype == "float32")
 
 
-def small_plan() -> Plan:
+def small_plan(*, quick: bool = False) -> Plan:
     ways = (FROZEN, OURS, TORCH, PEFT)
     return Plan("cpu", [SMALL, Case(8, 16, 8, 2, 3, "bfloat16", 0.1)], ways, cpu_timer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lorafusion.bench.agreement import wrong_losses
 from lorafusion.bench.settings import OURS
 from lorafusion.bench.summary import compare
 from lorafusion.bench.turn import Step, Turn
@@ -62,3 +63,18 @@ def test_losses_are_compared_step_by_step_only_where_batches_and_masks_are_the_s
     assert by_way["peft-sorted"].worst_step is None
     assert {loss.worst_step for loss in dropped.losses} == {None}
     assert {loss.job for loss in dropped.losses} == {"a", "b"}
+
+
+def test_losses_that_differ_are_wrong_results() -> None:
+    """Not where batches or masks are others, nor in bfloat16, where a step may differ so much."""
+    turns = [
+        turn(way, 1, 1, dropout=dropout, loss=2.0 if way == OURS else 2.0 * (1 + off))
+        for dropout, off in ((0.0, 0.01), (0.05, 0.5))
+        for way in (OURS, "peft-padded", "peft-sorted")
+    ]
+    wrong = wrong_losses(compare(turns), "float32")
+    assert len(wrong) == 2
+    assert wrong[0].startswith("a: a step's loss differs by 6.6e-03 between lorafusion and peft-pa")
+    assert not wrong_losses(compare(turns), "bfloat16")
+    equal = [turn(way, 1, 1, loss=2.0) for way in (OURS, "peft-padded")]
+    assert not wrong_losses(compare(equal), "float64")
