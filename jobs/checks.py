@@ -18,8 +18,8 @@ from lorafusion.jobs.schema import JobSpec
 from lorafusion.jobs.spellings import EMBEDDINGS_AND_HEADS
 from lorafusion.jobs.yaml_tree import Node, join
 
-# In the run's folder, beside those of its jobs.
-FOLDERS_OF_RUNS = ("logs", "trace")
+# In the run's folder, beside those of its jobs: folders and files.
+OF_RUNS = ("logs", "trace", "result.json", "report.json", "report.html")
 
 
 def check_run(tree: Node, file: str) -> list[Problem]:
@@ -43,11 +43,11 @@ class _Checks:
         for node in (job.child("name") for job in jobs):
             if node is None or not isinstance(node.value, str):
                 continue
-            if node.value.casefold() in FOLDERS_OF_RUNS:
+            if node.value.casefold() in OF_RUNS:
                 yield self._problem(
                     node,
                     show(node),
-                    f"any name but {' and '.join(FOLDERS_OF_RUNS)}, which a run makes folders of",
+                    f"any name but {', '.join(OF_RUNS)}, which a run writes itself",
                     "Rename the job.",
                 )
             first = seen.setdefault(node.value.casefold(), node)

@@ -187,6 +187,13 @@ def test_a_name_must_be_fit_for_a_folder(tmp_path: Path, name: str) -> None:
     assert "1 to 64 letters" in problem.allowed
 
 
+@pytest.mark.parametrize("name", ["trace", "LOGS", "result.json", "report.html"])
+def test_a_name_must_not_be_what_a_run_writes(tmp_path: Path, name: str) -> None:
+    (problem,) = problems_of(tmp_path, GOOD.replace("name: a", f"name: {name}"))
+    assert problem.where == "jobs[0].name"
+    assert "which a run writes itself" in problem.allowed
+
+
 @pytest.mark.parametrize("value", ["123", "1e4", "true", "null", "1.5"])
 def test_a_name_that_yaml_reads_as_something_else(tmp_path: Path, value: str) -> None:
     (problem,) = problems_of(tmp_path, GOOD.replace("name: a", f"name: {value}"))
