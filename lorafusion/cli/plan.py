@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ from lorafusion.cli.display import make_console
 from lorafusion.cli.plan_what_if import Search, compared
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.errors import ModelError, PlanError
-from lorafusion.files import token_cache, write_text_atomic
+from lorafusion.files import write_text_atomic
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.planner.devices import find_device
@@ -134,24 +134,16 @@ def _shape(spec: RunSpec) -> ModelShape:
     return ModelShape.from_config(check_base(spec.base_model).to_dict(), spec.dtype)
 
 
-def _queues(spec: RunSpec, tokenizer_of: str, status: object) -> list[JobQueue]:
-    from lorafusion.data.tokenizer import load_tokenizer
-    from lorafusion.training.data import JobData
-    from lorafusion.training.queues import whole_queue
+def _queues(spec: RunSpec, tokenizer_of: str, status: Callable[[str], None]) -> list[JobQueue]:
+    from lorafusion.profiling.jobs import queues_of
 
-    assert callable(status)
     try:
-        tokenizer = load_tokenizer(tokenizer_of)
+        return queues_of(spec, status, tokenizer_of=tokenizer_of)
     except ModelError as error:
         raise ModelError(
             f"{error}\nThe lengths of the samples need one: name another with --tokenizer; lengths "
             "are then those that it gives."
         ) from error
-    queues: list[JobQueue] = []
-    for job in spec.jobs:
-        status(f"reading the samples of {job.name}")
-        queues.append(whole_queue(job, JobData.load(job, tokenizer, token_cache())))
-    return queues
 
 
 def _targets(spec: RunSpec) -> tuple[str, ...] | str:

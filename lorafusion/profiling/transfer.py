@@ -43,15 +43,21 @@ def measure_transfer() -> tuple[float, float]:
     """
     with tempfile.TemporaryDirectory(prefix="lorafusion-transfer-") as folder:
         result = Path(folder, "result.json")
-        ended = subprocess.run(
-            [sys.executable, "-m", "lorafusion.profiling.transfer", str(result)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-m", "lorafusion.profiling.transfer", str(result)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProfileError(
+                f"the two processes that measure transfers were not done after {TIMEOUT_S} s. Is "
+                "the machine busy, or its loopback network blocked?"
+            ) from error
         if ended.returncode or not result.exists():
             raise ProfileError(
                 f"the two processes that measure transfers ended with code {ended.returncode}:\n"
