@@ -18,6 +18,7 @@ from lorafusion.planner.capacity import (
     search_capacity,
     typical_counts,
 )
+from lorafusion.planner.cost import CostModel
 from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.estimate import StageMemory, estimate_memory
 from lorafusion.planner.machines import Machines, with_reduction
@@ -90,15 +91,24 @@ def search_layouts(
     machines: Machines,
     recompute: Sequence[bool] = (False, True),
     targets: tuple[str, ...] | str = "all-linear",
+    capacity_tokens: int | None = None,
 ) -> Iterator[Candidate]:
     """Every number of stages that uses all devices, as it is found.
 
     With recomputation as well, unless there is room without.
+
+    Args:
+        queues: All of each job.
+        shape: The base.
+        machines: What it would run on.
+        recompute: What to try.
+        targets: The linears that have adapters.
+        capacity_tokens: Of a microbatch; searched if None.
     """
     for stages in machines.stage_counts(shape.layers):
         for again in recompute:
             layout = Layout(stages, machines.count // stages, again)
-            found = try_layout(queues, shape, machines, layout, targets)
+            found = try_layout(queues, shape, machines, layout, targets, capacity_tokens)
             yield found
             if found.roomy:
                 break
@@ -126,6 +136,7 @@ def try_layout(
     machines: Machines,
     layout: Layout,
     targets: tuple[str, ...] | str = "all-linear",
+    capacity_tokens: int | None = None,
 ) -> Candidate:
     """Plan and simulate a beginning of the run at several capacities; the fastest counts."""
     typical = typical_counts(queues)
@@ -149,6 +160,8 @@ def try_layout(
 
     try:
         tokens = candidates(queues, cost, hardware, TRIALS)
+        if capacity_tokens is not None:
+            tokens = (capacity_tokens,)
         choice = search_capacity(
             queues,
             cost,
@@ -169,18 +182,15 @@ def try_layout(
         job_step_s=tuple(_step_seconds(plan, choice)),
         roomy=choice.best is not choice.trials[-1] and not choice.trials[-1].refused,
         memory=estimate_memory(shape, machines.device, setup, alone, cut, full),
-        reduction_s=tuple(
-            (
-                queue.name,
-                max(
-                    ours.step_fixed_s
-                    - one.step_fixed_s
-                    + queue.rank * (ours.step_rank_s - one.step_rank_s)
-                    for ours, one in zip(cost.stages, alone.stages, strict=True)
-                ),
-            )
-            for queue in queues
-        ),
+        reduction_s=tuple((queue.name, _reduction(cost, alone, queue.rank)) for queue in queues),
+    )
+
+
+def _reduction(cost: CostModel, alone: CostModel, rank: int) -> float:
+    """Seconds that a step of a rank takes longer with replicas than alone, on the worst stage."""
+    return max(
+        ours.step_fixed_s - one.step_fixed_s + rank * (ours.step_rank_s - one.step_rank_s)
+        for ours, one in zip(cost.stages, alone.stages, strict=True)
     )
 
 

@@ -115,10 +115,14 @@ class Plan:
     timer: Timer
 
     @classmethod
-    def cpu(cls, *, quick: bool = False) -> Plan:
-        """Without the compiled loops, ours is there once; ``quick``: small, in float32."""
+    def cpu(cls, *, quick: bool = False, dtype: str | None = None) -> Plan:
+        """Without the compiled loops, ours is there once; ``quick``: small, in float32.
+
+        ``dtype``: the cases of one number format alone.
+        """
         ours = (OURS, TORCH) if library() is not None else (OURS,)
         cases = QUICK_CASES if quick else CPU_CASES
+        cases = tuple(case for case in cases if dtype in (None, case.dtype))
         return cls("cpu", cases, (FROZEN, *ours, PEFT, PEFT_CAST), cpu_timer)
 
     @classmethod

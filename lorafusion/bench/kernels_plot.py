@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
+from lorafusion.bench import canvas
 from lorafusion.bench.linear import FROZEN, OURS
-from lorafusion.files import write_bytes_atomic
 
 _COLOURS = {OURS: "#2a6f97"}
 _OTHERS = ("#89b6d0", "#b8c4ce", "#8d99a6", "#5c6770")
@@ -15,15 +14,11 @@ _OTHERS = ("#89b6d0", "#b8c4ce", "#8d99a6", "#5c6770")
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Write a PNG of a result, which has at least one case."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cases = result["cases"]
     ways = [way for way in result["ways"] if way != FROZEN]
     rest = iter(_OTHERS)
     colours = {way: _COLOURS.get(way) or next(rest) for way in ways}
-    figure = Figure(figsize=(8, 1.2 + 0.9 * len(cases)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.make_figure(8, 1.2 + 0.9 * len(cases))
     panel: Any = figure.subplots()
     height = 0.8 / len(ways)
     for i, case in enumerate(cases):
@@ -43,9 +38,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panel.set_title(
         f"{machine['gpu'] or machine['cpu']}, medians of {result['rounds']} rounds", fontsize=9
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    canvas.save(figure, path)
 
 
 def _name(case: dict[str, Any]) -> str:

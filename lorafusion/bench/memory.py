@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import lorafusion
-from lorafusion.bench import memory_table, plan_results
+from lorafusion.bench import memory_table, results
 from lorafusion.bench.memory_cases import BASES, CAPACITIES, MemoryBase, make_base, make_spec
 from lorafusion.errors import BenchError
 from lorafusion.jobs.schema import RunSpec
@@ -57,12 +57,12 @@ def main(
     cells: list[dict[str, Any]] = []
     for cell in study(base, capacity or CAPACITIES):
         cells.append(cell)
-        found = plan_results.result(_STUDY, mmap_threshold=MMAP_THRESHOLD, cells=cells)
-        plan_results.write(found, output)  # each takes minutes
+        found = results.result(_STUDY, mmap_threshold=MMAP_THRESHOLD, cells=cells)
+        results.write(found, output)  # each takes minutes
         typer.echo(memory_table.line(cell), err=True)
-    memory_table.draw(found, output / plan_results.file_name(_STUDY, "png"))
+    memory_table.draw(found, output / results.file_name(_STUDY, "png"))
     if write is not None:
-        plan_results.put_into(write, found, memory_table.markdown)
+        results.put_into(write, found, memory_table.markdown)
     typer.echo(memory_table.markdown(found))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafusion.bench.plan_table import measured_on, table
-from lorafusion.files import write_bytes_atomic
+from lorafusion.bench import canvas
+from lorafusion.bench.pages import measured_on, table
 
 __all__ = ["AIM", "draw", "error", "line", "markdown"]
 
@@ -66,12 +65,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write a PNG: measured peaks and estimates over the capacity, a panel a base."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(cell["base"] for cell in result["cells"]))
-    figure = Figure(figsize=(9.6, 3.3), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.make_figure(9.6, 3.3)
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for name, panel, colour in zip(names, panels, _COLOURS, strict=False):
         cells = [cell for cell in result["cells"] if cell["base"] == name]
@@ -86,13 +81,10 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         panel.set_xlabel("tokens of a microbatch")
         panel.set_xlim(0)
         panel.set_ylim(0)
-        panel.grid(color="#e3e8ec")
-        panel.spines[["top", "right"]].set_visible(False)
+        canvas.tidy(panel)
     panels[0].set_ylabel("peak resident set, GB")
     panels[0].legend(["within 15%", "measured", "estimate"], fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    canvas.save(figure, path)
 
 
 def _mb(number: float) -> str:

@@ -1,4 +1,4 @@
-"""Our side of ``lorafusion bench train``: ``python -m lorafusion.bench.ours FOLDER``.
+"""Our side of ``lorafusion bench train``: ``... lorafusion.bench.ours FOLDER [--deterministic]``.
 
 Trains the jobs of ``FOLDER/spec.json`` together, as ``lorafusion train`` does, with metrics,
 checkpoints and exported adapters, and says on stdout what ``baseline.py`` says there. The seconds
@@ -48,9 +48,11 @@ class Report(Events):
         )
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, *, deterministic: bool) -> int:
     """Warm up, train, and return the exit code."""
     spec = RunSpec.model_validate_json((folder / SPEC_FILE).read_text())
+    if deterministic:
+        spec = spec.model_copy(update={"deterministic": True})
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lorafusion-bench-") as output:
         for name, part, events in (
@@ -81,4 +83,4 @@ def _say(**values: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), deterministic="--deterministic" in sys.argv[2:]))

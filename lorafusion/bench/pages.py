@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorafusion.errors import BenchError
-from lorafusion.files import write_text_atomic
+from lorafusion.files import write_bytes_atomic, write_text_atomic
 
 
 def put_into(page: Path, name: str, table: str) -> None:
@@ -18,6 +19,14 @@ def put_into(page: Path, name: str, table: str) -> None:
     before, _, after = _split(page, name)
     begin, end = marks(name)
     write_text_atomic(page, f"{before}{begin}\n\n{table}\n\n{end}{after}")
+
+
+def keep_beside(page: Path, folder: Path, names: Sequence[str]) -> None:
+    """Copy what a table was made from into a folder beside the page that has the page's name."""
+    target = page.with_suffix("")
+    target.mkdir(exist_ok=True)
+    for name in names:
+        write_bytes_atomic(target / name, (folder / name).read_bytes())
 
 
 def found_in(page: Path, name: str) -> str:
@@ -37,6 +46,18 @@ def marks(name: str) -> tuple[str, str]:
 def row(cells: Sequence[str]) -> str:
     """One of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+def measured_on(result: Mapping[str, Any], more: str) -> str:
+    """A line that says when and on what."""
+    machine, versions = result["machine"], result["versions"]
+    return f"{result['started'][:10]}, {machine['cpu']}, Python {versions['python']}; {more}."
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """The lines of a Markdown table; columns after the first ``left`` are numbers."""
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return [row(head), row(rule), *map(row, rows)]
 
 
 def _split(page: Path, name: str) -> tuple[str, str, str]:

@@ -8,31 +8,24 @@ Two studies, each in a set of processes of its own, one a stage, over loopback: 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafusion.bench import plan_results
+from lorafusion.bench import results
 from lorafusion.bench.noise import NoiseMeter
-from lorafusion.errors import OutputError, TurnError
-from lorafusion.files import write_text_atomic
+from lorafusion.launch.forks import start_forks
 
 if TYPE_CHECKING:
     from lorafusion.bench.pipeline_jobs import JobsStudy
     from lorafusion.bench.pipeline_sleep import SleepStudy
 
-__all__ = ["NAME", "measure", "median", "spread", "write"]
+__all__ = ["NAME", "measure", "median", "spread"]
 
 NAME = "pipeline"
 # A study takes half a minute or so; ranks that hang end themselves before.
 TIMEOUT_S = 1200
-_SAID = 4000
 
 
 @dataclass(frozen=True)
@@ -46,33 +39,15 @@ def measure(sleeping: Sequence[SleepStudy], jobs: JobsStudy | None) -> dict[str,
     """Run the studies, one after the other.
 
     Raises:
-        TurnError: A study's processes ended badly; says what they said.
+        LaunchError: A study's processes ended badly or hang; says what they said.
     """
     asleep = [_run({"kind": "sleep", **asdict(study)}) for study in sleeping]
     real = None if jobs is None else _run({"kind": "jobs", **asdict(jobs)})
-    return plan_results.result(
+    return results.result(
         NAME,
         sleeping=[_with_medians(ran) for ran in asleep],
         jobs=None if real is None else _with_ratios(real),
     )
-
-
-def write(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write the results into a folder, over earlier ones; returns the file.
-
-    Raises:
-        OutputError: The folder cannot be written.
-    """
-    path = folder / f"{NAME}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise OutputError(
-            f"output folder {folder} cannot be used: {error.strerror or error}; allowed: a folder "
-            "that can be written, or a path where one can be made."
-        ) from error
-    return path
 
 
 def median(turns: Sequence[Mapping[str, float]], name: str) -> float:
@@ -87,25 +62,12 @@ def spread(turns: Sequence[Mapping[str, float]], name: str) -> tuple[float, floa
 
 def _run(study: Mapping[str, Any]) -> _Ran:
     noise = NoiseMeter()
-    with tempfile.TemporaryDirectory(prefix="lorafusion-pipeline-") as name:
-        folder = Path(name)
-        asked, result = folder / "study.json", folder / "result.json"
-        asked.write_text(json.dumps(study), encoding="utf-8")
-        ended = subprocess.run(
-            [sys.executable, "-m", "lorafusion.bench.pipeline_ranks", str(asked), str(result)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        if ended.returncode or not result.exists():
-            raise TurnError(
-                f"the processes of the study {study['kind']} ended with code {ended.returncode}:\n"
-                f"{ended.stderr[-_SAID:]}"
-            )
-        figures = json.loads(result.read_text(encoding="utf-8"))
+    figures = start_forks(
+        "lorafusion.bench.pipeline_ranks",
+        [json.dumps(study)],
+        what=f"the study {study['kind']}",
+        timeout_s=TIMEOUT_S,
+    )
     read = noise.read()
     return _Ran(figures, read.load_before, read.other_cores)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.bench.pipeline import spread
-from lorafusion.bench.plan_table import measured_on, table
 
 __all__ = ["MARK", "markdown"]
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.bench.plan_mixes import LONG, make_queues
 from lorafusion.bench.plan_simulated import Run, Stages, make_run, play
-from lorafusion.bench.plan_table import measured_on, table
 from lorafusion.planner.plan import Limits
 from lorafusion.planner.search import plan_run
 from lorafusion.planner.spread import time_spread

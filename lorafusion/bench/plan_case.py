@@ -64,20 +64,29 @@ class CaseFile:
                 where.
         """
         case = Case.read(path)
-        queues, limits = case.queues(), case.limits()
         try:
             notes = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-            bound = _places(notes, "lower_bound_places")
-            return cls(
-                case=case,
-                bound=bound or lower_bound_places(queues, limits),
-                by_load=-(-sum(queue.load for queue in queues) // limits.capacity),
-                by_chain=max(links.length for links in make_links(queues, limits)),
-                tight=_places(notes, "tight_bound_places"),
-                reference=_reference(notes.get("lorafusion_reference", {})),
-            )
+            return cls.of(case, notes)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
+
+    @classmethod
+    def of(cls, case: Case, notes: Mapping[str, Any]) -> CaseFile:
+        """A case with what a file would note of it.
+
+        Raises:
+            PlanError: A note is of another form, or a sample is above the capacity.
+        """
+        queues, limits = case.queues(), case.limits()
+        bound = _places(notes, "lower_bound_places")
+        return cls(
+            case=case,
+            bound=bound or lower_bound_places(queues, limits),
+            by_load=-(-sum(queue.load for queue in queues) // limits.capacity),
+            by_chain=max(links.length for links in make_links(queues, limits)),
+            tight=_places(notes, "tight_bound_places"),
+            reference=_reference(notes.get("lorafusion_reference", {})),
+        )
 
     @property
     def roomy(self) -> bool:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.bench.plan import BASELINES
 from lorafusion.bench.plan_mixes import MIXES, Mix, make_queues
 from lorafusion.bench.plan_simulated import Played, Run, Stages, alone, make_run, play
-from lorafusion.bench.plan_table import measured_on, table
 from lorafusion.planner.plan import Plan
 from lorafusion.planner.search import plan_run
 from lorafusion.planner.verify import verify_plan

@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass
 
 from lorafusion.bench.demo_lengths import DEMO_LENGTHS
+from lorafusion.planner.case import Case, CaseJob
 from lorafusion.planner.queue import Batch, JobQueue
 
-__all__ = ["DEMO", "LONG", "MIXES", "SUMMARIES", "Mix", "MixJob", "make_queues"]
+__all__ = ["DEMO", "LONG", "MIXES", "SUMMARIES", "Mix", "MixJob", "make_case", "make_queues"]
 
 # Articles and summaries, log-normal: median and sigma of the article, then of the summary, in
 # tokens. About what XSum, CNN/DailyMail and WikiSum have: 430, 780 and 1,330 words with 23, 56 and
@@ -107,6 +108,19 @@ def make_queues(mix: Mix, *, stages: int, places: int) -> tuple[JobQueue, ...]:
         )
         for index, job in enumerate(mix.jobs)
     )
+
+
+def make_case(mix: Mix, *, stages: int, places: int) -> Case:
+    """The same as a planner case."""
+    jobs = (
+        CaseJob(
+            queue.name,
+            len(queue.batches[0].lengths),
+            tuple(length for batch in queue.batches for length in batch.lengths),
+        )
+        for queue in make_queues(mix, stages=stages, places=places)
+    )
+    return Case(f"{mix.name}, {stages} stages", stages, mix.capacity_tokens, tuple(jobs))
 
 
 def _batches(

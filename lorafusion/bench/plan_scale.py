@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorafusion.bench.plan_table import measured_on, table
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.errors import BenchError
 from lorafusion.planner.case import Case, CaseJob
 from lorafusion.planner.search import plan_run

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from lorafusion.bench import plan_balance, plan_large, plan_results, plan_scale
+from lorafusion.bench import plan_balance, plan_large, plan_scale, results
 
 __all__ = ["STUDIES", "Study", "main"]
 
@@ -51,14 +51,14 @@ def main(
     """Measure, write, and print the tables."""
     for study in studies:
         parts = STUDIES[study]
-        found = plan_results.result(study.value, **parts.run())
-        plan_results.write(found, output)
+        found = results.result(study.value, **parts.run())
+        results.write(found, output)
         if study is Study.SCALE:
             from lorafusion.bench.plan_plot import draw
 
-            draw(found, output / plan_results.file_name(study.value, "png"))
+            draw(found, output / results.file_name(study.value, "png"))
         if write is not None:
-            plan_results.put_into(write, found, parts.markdown)
+            results.put_into(write, found, parts.markdown)
         typer.echo(f"{parts.markdown(found)}\n")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorafusion.bench.pages import row
+from lorafusion.bench.pages import measured_on, table
 
-__all__ = ["cases", "measured_on", "table"]
+__all__ = ["OTHERS", "cases"]
 
 OTHERS = {
     "lorafusion_greedy": "LoRAFusion's greedy",
@@ -29,18 +29,6 @@ def cases(result: Row) -> str:
     if against:
         lines += ["", *_against(against)]
     return "\n".join([*lines, "", *_all(rows)])
-
-
-def measured_on(result: Row, more: str) -> str:
-    """A line that says when and on what."""
-    machine, versions = result["machine"], result["versions"]
-    return f"{result['started'][:10]}, {machine['cpu']}, Python {versions['python']}; {more}."
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """The lines of a Markdown table; columns after the first ``left`` are numbers."""
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return [row(head), row(rule), *map(row, rows)]
 
 
 def _against(rows: Sequence[Row]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
+from lorafusion.bench import canvas
 from lorafusion.bench.run import Result
 from lorafusion.bench.settings import OURS
 from lorafusion.bench.summary import Comparison
-from lorafusion.files import write_bytes_atomic
 
 _OURS_COLOUR, _OTHER_COLOUR, _DOT_COLOUR = "#2a6f97", "#b8c4ce", "#22303c"
 _PANEL_INCHES = (4.6, 4.7)
@@ -21,14 +20,10 @@ _HEADROOM = 1.16
 
 def draw(result: Result, path: Path) -> None:
     """Write a PNG of ``result``, which holds at least one comparison."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     comparisons = result.comparisons
     width, height = _PANEL_INCHES
     size = (max(_LEAST_WIDTH, width * len(comparisons)), height)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.make_figure(*size)
     panels = figure.subplots(1, len(comparisons), sharey=True, squeeze=False)[0]
     top = max(turn.tokens_per_s for turn in result.turns) * _HEADROOM
     for panel, comparison in zip(panels, comparisons, strict=True):
@@ -37,9 +32,7 @@ def draw(result: Result, path: Path) -> None:
     panels[0].set_ylabel("real tokens per second")
     figure.suptitle(_title(result), fontsize=11, fontweight="bold")
     figure.supxlabel(_caption(result), fontsize=7.5, color="#55606a")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes_atomic(path, buffer.getvalue())
+    canvas.save(figure, path)
 
 
 def _draw_panel(panel: Any, result: Result, comparison: Comparison) -> None:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafusion.files import write_bytes_atomic
+from lorafusion.bench import canvas
 
-_OURS, _REFERENCE, _MARK = "#2a6f97", "#8d99a6", "#c8553d"
+_MARK = "#c8553d"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write a PNG of a result of :mod:`lorafusion.bench.profile_study`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.make_figure(8.6, 3.6)
     fit, sweep = figure.subplots(1, 2)
     _draw_fit(fit, result["probes"])
     _draw_sweep(sweep, result)
     for panel in (fit, sweep):
-        panel.grid(color="#e3e8ec")
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
+        canvas.tidy(panel)
     threads = f"{result['threads']} threads of {result['machine']['cpu']}"
     figure.suptitle(f"{result['base']}, {result['dtype']}, {threads}", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(path, buffer.getvalue())
+    canvas.save(figure, path)
 
 
 def _draw_fit(panel: Any, probes: Any) -> None:
@@ -44,9 +34,9 @@ def _draw_fit(panel: Any, probes: Any) -> None:
     least = min(min(points(held)[0]) for held in (False, True)) / 1.3
     line = [least, most]
     panel.fill_between(line, [0.9 * x for x in line], [1.1 * x for x in line], color="#e8eef3")
-    panel.plot(line, line, "--", color=_REFERENCE, lw=1)
-    panel.plot(*points(held=False), "o", color=_REFERENCE, ms=4, label="fitted to")
-    panel.plot(*points(held=True), "o", color=_OURS, ms=5, label="held out")
+    panel.plot(line, line, "--", color=canvas.REFERENCE, lw=1)
+    panel.plot(*points(held=False), "o", color=canvas.REFERENCE, ms=4, label="fitted to")
+    panel.plot(*points(held=True), "o", color=canvas.OURS, ms=5, label="held out")
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_xlabel("measured, seconds of a microbatch")
@@ -59,8 +49,8 @@ def _draw_sweep(panel: Any, result: Mapping[str, Any]) -> None:
     turns, medians = result["turns"], result["sweep"]["median"]
     capacities = [int(capacity) for capacity in medians]
     predicted = sorted((int(tokens), rate) for tokens, rate in result["predicted"].items())
-    panel.plot(*zip(*predicted, strict=True), "--", color=_REFERENCE, label="predicted")
-    panel.plot(capacities, list(medians.values()), "-", color=_OURS, label="measured, median")
+    panel.plot(*zip(*predicted, strict=True), "--", color=canvas.REFERENCE, label="predicted")
+    panel.plot(capacities, list(medians.values()), "-", color=canvas.OURS, label="measured, median")
     panel.plot(
         [turn["capacity"] for turn in turns],
         [turn["tokens_per_s"] for turn in turns],

@@ -18,18 +18,18 @@ from typing import Annotated, Any
 
 import typer
 
-from lorafusion.bench import pages, plan_results
+from lorafusion.bench import pages, results
 from lorafusion.bench.noise import NoiseMeter
-from lorafusion.bench.plan_table import measured_on, table
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import EvalConfig, RunSpec
 from lorafusion.launch.environment import prepare_environment
 
 __all__ = ["MARK", "main", "markdown", "study"]
 
-MARK = "profile: study"
-CAPACITIES = (256, 512, 1024, 2048, 4096)
-"""Tokens; more than all global batches together is never filled."""
+MARK = "bench: profile"
+CAPACITIES = (640, 1280, 2048)
+"""Tokens, from the longest sample that a job allows; beside the recommended capacity."""
 
 
 def study(spec: RunSpec, *, seconds: float, rounds: int, steps: int) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def study(spec: RunSpec, *, seconds: float, rounds: int, steps: int) -> dict[str
     found = profile_run(short, Wish(seconds=seconds))
     quiet = noise.read()
     one, best = found.profile.passes[0], found.advice.best
+    about = f"{found.profile.seconds:.0f} s, {one.error:.1%} off, recommends {best.capacity}"
+    typer.echo(f"profile: {about}", err=True)
     turns: list[dict[str, Any]] = []
     capacities = sorted({*CAPACITIES, best.capacity})
     for number in range(rounds):
@@ -56,8 +58,8 @@ def study(spec: RunSpec, *, seconds: float, rounds: int, steps: int) -> dict[str
         for capacity in capacities[first:] + capacities[:first]:
             turns.append({"round": number, "capacity": capacity, **_turn(short, capacity)})
     return {
-        "base": Path(spec.base_model).name,
-        "dtype": spec.dtype,
+        "base": Path(short.base_model).name,
+        "dtype": short.dtype,
         "profile_s": found.profile.seconds,
         "threads": one.threads,
         "peak_flops": found.profile.peak_flops,
@@ -158,7 +160,7 @@ def _capacities(result: Mapping[str, Any]) -> list[str]:
 def main(
     file: Annotated[Path, typer.Argument(help="The job file.")] = Path("jobs/examples/demo.yaml"),
     seconds: Annotated[float, typer.Option(help="Of the profile's microbatches.")] = 100.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each capacity.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each capacity.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each job.")] = 2,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write the figures into.")
@@ -172,8 +174,8 @@ def main(
     from lorafusion.bench.profile_plot import draw
 
     found = study(load_run_file(file), seconds=seconds, rounds=rounds, steps=steps)
-    result = plan_results.result("profile", **found)
-    path = plan_results.write(result, output)
+    result = results.result("profile", **found)
+    path = results.write(result, output)
     draw(result, path.with_suffix(".png"))
     if write is not None:
         pages.put_into(write, MARK, markdown(result))

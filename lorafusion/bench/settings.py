@@ -10,16 +10,29 @@ from pathlib import Path
 from lorafusion.errors import BenchError
 from lorafusion.jobs.schema import RunSpec
 
-OURS = "lorafusion"
-RIVALS = {"peft": ("peft-padded", "peft-sorted"), "trl": ("trl",)}
+OURS, DETERMINISTIC = "lorafusion", "lorafusion-deterministic"
+TOGETHER = (OURS, DETERMINISTIC)
+"""Ways that train all jobs at once; in the others one job follows another."""
+RIVALS = {
+    "peft": ("peft-padded", "peft-sorted"),
+    "trl": ("trl",),
+    "deterministic": (DETERMINISTIC,),
+}
 """What can be measured against -> its ways."""
 WAYS = {
     OURS: "all jobs together, packed without padding",
     "peft-padded": "one job after another, batches padded to their longest sample",
     "peft-sorted": "one job after another, batches by length, no mask, logits at labels only",
     "trl": "one job after another, TRL's SFTTrainer, batches by length",
+    DETERMINISTIC: "ours, with `deterministic: true`",
 }
-NEEDED = {"peft": ("peft",), "trl": ("peft", "trl", "accelerate", "datasets")}
+NEEDED = {
+    "peft": ("peft",),
+    "trl": ("peft", "trl", "accelerate", "datasets"),
+    "deterministic": (),
+}
+MARK = "bench: train"
+"""Of the tables in a page."""
 REMEDY = "pip install 'lorafusion[bench]'"
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorafusion.bench.settings import OURS
+from lorafusion.bench.settings import DETERMINISTIC, OURS
 from lorafusion.bench.turn import Turn
 
 
@@ -79,8 +79,9 @@ class Comparison:
         return found
 
 
-# Ways whose batches are ours.
-SAME_BATCHES = frozenset({"peft-padded"})
+# Ways whose batches are ours, and those whose dropout masks are too.
+SAME_BATCHES = frozenset({"peft-padded", DETERMINISTIC})
+SAME_MASKS = frozenset({DETERMINISTIC})
 
 
 def compare(turns: Sequence[Turn]) -> tuple[Comparison, ...]:
@@ -131,7 +132,7 @@ def _compare(
 def _losses(way: str, turns: Mapping[str, Turn], dropout: float) -> list[LossSummary]:
     ours, theirs = _by_job(turns[OURS]), _by_job(turns[way])
     # With dropout the masks are others; sorted by length the batches are.
-    comparable = dropout == 0 and way in SAME_BATCHES
+    comparable = way in (SAME_BATCHES if dropout == 0 else SAME_MASKS)
     return [
         LossSummary(
             job=job,

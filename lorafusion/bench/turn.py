@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import lorafusion
 from lorafusion.bench.noise import Noise, NoiseMeter
-from lorafusion.bench.settings import OURS
+from lorafusion.bench.settings import DETERMINISTIC, TOGETHER
 from lorafusion.errors import TurnError
 
 BASELINE = Path(__file__).with_name("baseline.py")
@@ -69,7 +69,7 @@ class Turn:
         ends: dict[str, float] = {}
         for step in self.steps:
             ends[step.job] = step.seconds
-        return max(ends.values(), default=0.0) if self.way == OURS else sum(ends.values())
+        return max(ends.values(), default=0.0) if self.way in TOGETHER else sum(ends.values())
 
     @property
     def tokens_per_s(self) -> float:
@@ -104,8 +104,9 @@ def run_turn(turn: Turn, inputs: Path, log: Path, *, on_step: Callable[[Turn], N
 
 def command_line(way: str, inputs: Path) -> list[str]:
     """What starts a way on the inputs of one dropout."""
-    if way == OURS:
-        return [sys.executable, "-m", "lorafusion.bench.ours", str(inputs)]
+    if way in TOGETHER:
+        more = ["--deterministic"] if way == DETERMINISTIC else []
+        return [sys.executable, "-m", "lorafusion.bench.ours", str(inputs), *more]
     # -P: the folder of the script holds modules of ours.
     return [sys.executable, "-P", str(BASELINE), str(inputs), way.removeprefix("peft-")]
 
@@ -114,7 +115,7 @@ def command_line(way: str, inputs: Path) -> list[str]:
 def _child(way: str, inputs: Path, errors: Any) -> Generator[subprocess.Popen[str]]:
     """A process in a session of its own: a Ctrl-C is ours to handle. It never outlives us."""
     environment = dict(os.environ, TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    if way == OURS:
+    if way in TOGETHER:
         ours = str(Path(lorafusion.__file__).parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(
             part for part in (ours, os.environ.get("PYTHONPATH")) if part

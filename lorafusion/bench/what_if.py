@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from lorafusion.bench import plan_results
+from lorafusion.bench import results
+from lorafusion.bench.pages import measured_on, table
 from lorafusion.bench.plan_bases import base_shape
 from lorafusion.bench.plan_mixes import Mix, MixJob, make_queues
-from lorafusion.bench.plan_table import measured_on, table
 from lorafusion.planner.cost import Counts
 from lorafusion.planner.default_cost import Setup
 from lorafusion.planner.devices import find_device
@@ -63,10 +63,10 @@ def main(
 ) -> None:
     """Predict, write, and print the tables."""
     cells = {"layers": layer_cells(), "rates": rate_cells()}
-    found = plan_results.result(_STUDY, source=SOURCE, **cells)
-    plan_results.write(found, output)
+    found = results.result(_STUDY, source=SOURCE, **cells)
+    results.write(found, output)
     if write is not None:
-        plan_results.put_into(write, found, markdown)
+        results.put_into(write, found, markdown)
     typer.echo(markdown(found))
 
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from lorafusion.bench.settings import Settings, check_packages, parse_against, parse_dropouts
+from lorafusion.bench import pages
+from lorafusion.bench.settings import MARK, Settings, check_packages, parse_against, parse_dropouts
 from lorafusion.cli.bench_kernels import bench_kernels
 from lorafusion.cli.bench_pipeline import bench_pipeline
 from lorafusion.cli.bench_plan import bench_plan
@@ -48,7 +49,10 @@ class Dtype(StrEnum):
 def bench_train(  # noqa: PLR0913 - one argument an option
     file: Annotated[Path, typer.Argument(help="The job file (YAML).")],
     against: Annotated[
-        str, typer.Option(help="What to measure against: peft, trl, or peft,trl.")
+        str,
+        typer.Option(
+            help="What to measure against: peft, trl, deterministic, or several with commas."
+        ),
     ] = "peft",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way at each dropout.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Most optimizer steps of a job.")] = 2,
@@ -64,10 +68,15 @@ def bench_train(  # noqa: PLR0913 - one argument an option
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier benchmark's results.")
     ] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="The page to put the table into; the figures go beside it."),
+    ] = None,
 ) -> None:
     """Train a file's jobs together, and one after another with PEFT or TRL, in turns.
 
-    Writes bench.json and bench.png. Exit code: 0 measured, 1 a turn failed or losses differ, 2 bad
+    Writes bench.json and bench.png. `--write docs/PAGE.md` puts the table between the page's marks,
+    and copies both into docs/PAGE. Exit code: 0 measured, 1 a turn failed or losses differ, 2 bad
     input, 130 or 143 stopped by SIGINT or SIGTERM; what was measured before is kept and marked as
     partial.
     """
@@ -79,10 +88,12 @@ def bench_train(  # noqa: PLR0913 - one argument an option
         spec = spec.model_copy(update={"dtype": dtype.value})
     folder = output or Path("runs", f"bench-{file.stem}")
     settings = Settings(file, spec, rivals, rounds, steps, dropouts, folder, overwrite)
+    if write is not None:
+        pages.found_in(write, MARK)
     prepare_environment()  # the turns inherit it, all of them
     with _termination_as_interrupt():
         try:
-            _measure(settings)
+            _measure(settings, write)
         except TurnError as error:
             typer.secho(f"error: {error}", err=True, fg="red")
             _say_what_is_kept(folder)
@@ -93,12 +104,13 @@ def bench_train(  # noqa: PLR0913 - one argument an option
             raise typer.Exit(_SIGNALLED + error.number) from error
 
 
-def _measure(settings: Settings) -> None:
+def _measure(settings: Settings, page: Path | None) -> None:
     # Importing torch and transformers takes seconds: not before the file is known to be good.
     from lorafusion.bench.agreement import wrong_losses
-    from lorafusion.bench.plan_table import measured_on
+    from lorafusion.bench.pages import measured_on
     from lorafusion.bench.plot import draw
     from lorafusion.bench.run import PLOT_FILE, RESULT_FILE, run_bench
+    from lorafusion.bench.train_table import markdown
     from lorafusion.cli.bench_display import BenchBoard, show_result
     from lorafusion.cli.display import make_console
     from lorafusion.cli.quiet import quiet_transformers
@@ -114,6 +126,9 @@ def _measure(settings: Settings) -> None:
     console.print(f"\n{measured_on(document, about)}", soft_wrap=True)
     results = f"{settings.output / RESULT_FILE}, {settings.output / PLOT_FILE}"
     console.print(results, soft_wrap=True)
+    if page is not None:
+        pages.put_into(page, MARK, markdown(document))
+        pages.keep_beside(page, settings.output, (RESULT_FILE, PLOT_FILE))
     wrong = wrong_losses(result.comparisons, settings.spec.dtype)
     if wrong:
         typer.secho("error: the ways do not train the same", err=True, fg="red")

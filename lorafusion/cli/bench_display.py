@@ -128,9 +128,10 @@ def _losses(comparison: Comparison) -> Table:
     """Mean training loss by job and way; where the batches are the same, also the difference."""
     table = _table("mean loss")
     others = [way.way for way in comparison.ways if way.way != OURS]
+    compared = any(loss.worst_step is not None for loss in comparison.losses)
     for name in (OURS, *others):
         table.add_column(name, justify="right", no_wrap=True)
-    if comparison.dropout == 0:
+    if compared:
         table.add_column("worst step", justify="right", no_wrap=True)
     by_job: dict[str, list[LossSummary]] = {}
     for loss in comparison.losses:
@@ -138,7 +139,7 @@ def _losses(comparison: Comparison) -> Table:
     for job, losses in by_job.items():
         worst = [loss.worst_step for loss in losses if loss.worst_step is not None]
         cells = [figures.loss(losses[0].ours), *(figures.loss(loss.theirs) for loss in losses)]
-        if comparison.dropout == 0:
+        if compared:
             cells.append(f"{max(worst):.1e}" if worst else figures.NOTHING)
         table.add_row(job, *cells)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -23,10 +24,34 @@ PROBLEMS = 1
 
 
 class Asked(NamedTuple):
-    """Of what to measure."""
+    """What to measure, how often, and where it goes.
+
+    Attributes:
+        cpu: The CPU backend.
+        quick: Two small cases.
+        dtype: The cases of one number format; None: of all.
+        rounds: Turns of each way.
+        threads: Of torch; None: as many as there are cores.
+        folder: Of the results.
+        overwrite: Replace earlier ones there.
+        page: To put the table into.
+    """
 
     cpu: bool
     quick: bool
+    dtype: str | None
+    rounds: int
+    threads: int | None
+    folder: Path
+    overwrite: bool
+    page: Path | None
+
+
+class Dtype(StrEnum):
+    """Number formats of the cases."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 def bench_kernels(  # noqa: PLR0913 - one argument an option
@@ -37,8 +62,11 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     quick: Annotated[
         bool, typer.Option("--quick", help="With --cpu: two small cases in float32.")
     ] = False,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="With --cpu: the cases of this number format alone.")
+    ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="With --aot: the page to put the table into.")
+        Path | None, typer.Option(help="The page to put the table into; figures go beside it.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 30,
     threads: Annotated[
@@ -59,9 +87,8 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     if aot:
         _compile(write)
     else:
-        _measure(
-            Asked(cpu, quick), rounds=rounds, threads=threads, folder=output, overwrite=overwrite
-        )
+        kind = None if dtype is None else dtype.value
+        _measure(Asked(cpu, quick, kind, rounds, threads, output, overwrite, write))
 
 
 def _compile(page: Path | None) -> None:
@@ -92,26 +119,28 @@ def _compile(page: Path | None) -> None:
         raise typer.Exit(PROBLEMS)
 
 
-def _measure(
-    asked: Asked, *, rounds: int, threads: int | None, folder: Path, overwrite: bool
-) -> None:
+def _measure(asked: Asked) -> None:
     _check(("peft", "matplotlib"), "pip install 'lorafusion[bench]'")
     prepare_environment()
     import torch
 
+    from lorafusion.bench import kernels_table, pages
     from lorafusion.bench.kernels import PLOT_FILE, RESULT_FILE, Plan, run
     from lorafusion.bench.kernels_plot import draw
-    from lorafusion.bench.plan_table import measured_on
+    from lorafusion.bench.pages import measured_on
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if asked.page is not None:
+        pages.found_in(asked.page, kernels_table.MARK)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
     if not asked.cpu and not torch.cuda.is_available():
         raise BenchError(
             "torch sees no GPU here (`lorafusion doctor` says why). Without one: --cpu measures "
             "the CPU backend, --aot compiles the kernels."
         )
     console = Console(highlight=False)
-    plan = Plan.cpu(quick=asked.quick) if asked.cpu else Plan.gpu()
+    plan = Plan.cpu(quick=asked.quick, dtype=asked.dtype) if asked.cpu else Plan.gpu()
+    folder = asked.folder
     with _bar(console) as bar:
         task = bar.add_task("", total=len(plan.cases))
 
@@ -121,14 +150,19 @@ def _measure(
             console.print(_table(timing, bounded=asked.cpu))
 
         try:
-            result = run(plan, rounds=rounds, folder=folder, overwrite=overwrite, done=done)
+            result = run(
+                plan, rounds=asked.rounds, folder=folder, overwrite=asked.overwrite, done=done
+            )
         except WrongResultError as error:
             typer.secho(f"error: {error}", err=True, fg="red")
             raise typer.Exit(PROBLEMS) from error
     draw(result, folder / PLOT_FILE)
-    about = f"torch {result['versions']['torch']}, rounds: {rounds}"
+    about = f"torch {result['versions']['torch']}, rounds: {asked.rounds}"
     console.print(f"\n{measured_on(result, about)}", soft_wrap=True)
     console.print(f"{folder / RESULT_FILE}, {folder / PLOT_FILE}", soft_wrap=True)
+    if asked.page is not None:
+        pages.put_into(asked.page, kernels_table.MARK, kernels_table.markdown(result))
+        pages.keep_beside(asked.page, folder, (RESULT_FILE, PLOT_FILE))
 
 
 def _table(timing: Timing, *, bounded: bool) -> Table:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lorafusion.errors import BenchError
+from lorafusion.errors import BenchError, LaunchError
+
+FAILED = 1
 
 
 def bench_pipeline(
@@ -34,15 +36,19 @@ def bench_pipeline(
     """
     counts = _parse(stages)
     # Both import torch: not before the options are known to be good.
-    from lorafusion.bench import pages, pipeline, pipeline_plot, pipeline_table
+    from lorafusion.bench import pages, pipeline, pipeline_plot, pipeline_table, results
     from lorafusion.bench.pipeline_jobs import JobsStudy
     from lorafusion.bench.pipeline_sleep import SleepStudy
 
     sleeping = [SleepStudy(count, places=12 * count, rounds=rounds) for count in counts]
-    found = pipeline.measure(sleeping, JobsStudy(rounds=rounds))
+    try:
+        found = pipeline.measure(sleeping, JobsStudy(rounds=rounds))
+    except LaunchError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise typer.Exit(FAILED) from error
     if output is not None:
-        pipeline.write(found, output)
-        pipeline_plot.draw(found, output / f"{pipeline.NAME}.png")
+        path = results.write(found, output)
+        pipeline_plot.draw(found, path.with_suffix(".png"))
     if write is not None:
         pages.put_into(write, pipeline_table.MARK, pipeline_table.markdown(found))
     text = json.dumps(found, allow_nan=False) if as_json else pipeline_table.markdown(found)

@@ -30,7 +30,13 @@ _NAMES = {
 
 
 def bench_plan(
-    cases: Annotated[list[Path], typer.Argument(help="Planner cases.", metavar="CASE.json...")],
+    cases: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Planner cases; without any, two mixes of jobs on 4 and on 8 stages.",
+            metavar="[CASE.json...]",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list with the plans, and nothing else.")
     ] = False,
@@ -47,14 +53,22 @@ def bench_plan(
 ) -> None:
     """Plan cases with tokens as the cost: places, bubble, seconds, beside what others reach.
 
-    A case is an object with name, stages, capacity_tokens and jobs, each of them with name,
-    global_batch_size and lengths. Exit code: 0 planned, 1 a plan breaks a rule, 2 bad input.
+    With `--output` a plot too. A case is an object with name, stages, capacity_tokens and jobs,
+    each of them with name, global_batch_size and lengths. Exit code: 0 planned, 1 a plan breaks a
+    rule, 2 bad input.
     """
-    from lorafusion.bench import plan_results, plan_table
+    from lorafusion.bench import pages, plan_mixes, plan_table, results
     from lorafusion.bench.plan import measure_case
     from lorafusion.bench.plan_case import CaseFile
+    from lorafusion.bench.plan_plot import draw_cases
 
-    files = [CaseFile.read(path) for path in cases]  # all, before the first is planned
+    files = [CaseFile.read(path) for path in cases or ()]  # all, before the first is planned
+    if not cases:
+        files = [
+            CaseFile.of(plan_mixes.make_case(mix, stages=stages, places=60 * stages // 4), {})
+            for mix in plan_mixes.MIXES
+            for stages in (4, 8)
+        ]
     console = Console(highlight=False, stderr=True)
     outcomes = [
         measure_case(file, rounds=rounds, baselines=baselines)
@@ -62,16 +76,17 @@ def bench_plan(
             files, "planning", console=console, transient=True, disable=not console.is_terminal
         )
     ]
-    found = plan_results.result("cases", rounds=rounds, cases=[one.figures() for one in outcomes])
+    found = results.result("cases", rounds=rounds, cases=[one.figures() for one in outcomes])
     if output is not None:
-        plan_results.write(found, output)
+        results.write(found, output)
+        draw_cases(found, output / results.file_name("cases", "png"))
     if write is not None:
-        plan_results.put_into(write, found, plan_table.cases)
+        results.put_into(write, found, plan_table.cases)
     if as_json:
         typer.echo(json.dumps([outcome.record() for outcome in outcomes], allow_nan=False))
     else:
         _show(outcomes)
-        typer.echo(f"\n{plan_table.measured_on(found, f'rounds: {rounds}')}")
+        typer.echo(f"\n{pages.measured_on(found, f'rounds: {rounds}')}")
     _refuse_broken(outcomes)
 
 

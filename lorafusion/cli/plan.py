@@ -103,7 +103,7 @@ def command(  # noqa: PLR0913 - one argument an option
         if searched:
             machines = Machines(runs_on, nodes or 1, gpus or 1)
             again = (True,) if recompute else _RECOMPUTE[spec.recompute]
-            search = Search(queues, shape, machines, again, wish.targets)
+            search = Search(queues, shape, machines, again, wish.targets, tokens)
             wish = compared(console, search, spec, folder, shown.update)
         began = time.perf_counter()
         found = study(queues, shape, wish, status=shown.update)

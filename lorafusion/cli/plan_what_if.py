@@ -36,6 +36,7 @@ class Search:
         machines: What it would run on.
         recompute: Whether layers' forwards are repeated: what to try.
         targets: The linears that have adapters.
+        capacity_tokens: Of a microbatch; searched if None.
     """
 
     queues: Sequence[JobQueue]
@@ -43,6 +44,7 @@ class Search:
     machines: Machines
     recompute: Sequence[bool]
     targets: tuple[str, ...] | str
+    capacity_tokens: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -61,7 +63,12 @@ def compared(
     found: list[Candidate] = []
     status(f"stages for {search.machines.count} devices")
     for one in search_layouts(
-        search.queues, search.shape, search.machines, search.recompute, search.targets
+        search.queues,
+        search.shape,
+        search.machines,
+        search.recompute,
+        search.targets,
+        search.capacity_tokens,
     ):
         found.append(one)
         status(f"{one.layout.stages} stages tried, of {search.machines.count} devices")

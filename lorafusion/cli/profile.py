@@ -23,11 +23,12 @@ from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
     from lorafusion.profiling.advice import Advice, Option
+    from lorafusion.profiling.flops import FlopsComparison
     from lorafusion.profiling.profile import Pass
     from lorafusion.profiling.session import Found
 
 
-def command(
+def command(  # noqa: PLR0913 - one argument an option
     file: File,
     stages: Annotated[
         str, typer.Option(help="Numbers of pipeline stages to advise on, such as 1,2,4.")
@@ -41,6 +42,9 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Another file to write the profile to.")
     ] = None,
+    flops: Annotated[
+        bool, typer.Option("--flops", help="Count operations with DeepSpeed's profiler too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Measure microbatches of a file's base on this machine, and advise on how to run its jobs.
@@ -57,6 +61,8 @@ def command(
     from lorafusion.profiling.profile import profiles_folder, write_profile
     from lorafusion.profiling.session import Wish, profile_run
 
+    # Seconds, and it may be missing: before what takes minutes.
+    counted = _count_flops(spec.base_model) if flops else None
     console = make_console(stderr=as_json)
     with _progress(console) as progress:
         found = profile_run(spec, Wish(counts, device, seconds), progress=progress)
@@ -67,10 +73,22 @@ def command(
     if as_json:
         advice = dataclasses.asdict(found.advice, dict_factory=_plain)
         profile = json.loads(found.profile.to_json())
-        typer.echo(json.dumps({"profile": profile, "advice": advice}, allow_nan=False))
+        document = {"profile": profile, "advice": advice}
+        document |= {} if counted is None else {"flops": counted.to_dict()}
+        typer.echo(json.dumps(document, allow_nan=False))
     else:
         _show(console, found)
+        if counted is not None:
+            console.print()
+            console.print(_flops(counted))
         console.print("\n" + ", ".join(map(str, paths)), soft_wrap=True)
+
+
+def _count_flops(base_model: str) -> FlopsComparison:
+    """Of the microbatch that the table of costs is for."""
+    from lorafusion.profiling.flops import compare_flops
+
+    return compare_flops(base_model, [250] * 4, [50] * 4)
 
 
 def _stages(text: str) -> tuple[int, ...]:
@@ -167,6 +185,32 @@ def _options(advice: Advice) -> Table:
         else:
             cells += [f"{option.capacity:,}", f"{option.tokens_per_s:,.0f}", f"{option.bubble:.1%}"]
             table.add_row(*cells, "best" if best else "", style="bold" if best else "")
+    return table
+
+
+def _flops(found: FlopsComparison) -> Table:
+    """DeepSpeed's count of the base's forward beside the formula's, in 10^9."""
+    table = Table(
+        title="operations of the base's forward over the same 1,000 tokens, in 10^9",
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
+    for name in ("part", "DeepSpeed", "formula"):
+        table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
+    counted, formula = found.counted, found.formula
+    for name, theirs, ours in (
+        ("layers' linears", counted.linears, formula.linears),
+        ("attention, every score", counted.attention, found.whole_attention),
+        ("attention, causal", None, formula.attention),
+        ("head at labelled rows", counted.head, formula.head),
+        ("other", counted.other, None),
+    ):
+        cells = ("-" if number is None else f"{number / 1e9:,.2f}" for number in (theirs, ours))
+        table.add_row(name, *cells)
     return table
 
 

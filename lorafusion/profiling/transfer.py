@@ -5,22 +5,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lorafusion.errors import ProfileError
+from lorafusion.launch.forks import run_forks, start_forks
 from lorafusion.profiling.fit import fit_line
 
 if TYPE_CHECKING:
+    from lorafusion.launch.world import World
     from lorafusion.training.team import Team
 
 __all__ = ["measure_transfer"]
@@ -30,7 +25,6 @@ SIZES = (1_000, 30_000, 300_000, 3_000_000)
 
 TURNS = 30
 TIMEOUT_S = 120
-_SAID = 2000
 
 
 def measure_transfer() -> tuple[float, float]:
@@ -39,70 +33,27 @@ def measure_transfer() -> tuple[float, float]:
     Half of there and back, medians of thirty.
 
     Raises:
-        ProfileError: The processes ended badly; says what they said.
+        LaunchError: The processes ended badly or hang; says what they said.
     """
-    with tempfile.TemporaryDirectory(prefix="lorafusion-transfer-") as folder:
-        result = Path(folder, "result.json")
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-m", "lorafusion.profiling.transfer", str(result)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ProfileError(
-                f"the two processes that measure transfers were not done after {TIMEOUT_S} s. Is "
-                "the machine busy, or its loopback network blocked?"
-            ) from error
-        if ended.returncode or not result.exists():
-            raise ProfileError(
-                f"the two processes that measure transfers ended with code {ended.returncode}:\n"
-                f"{ended.stderr[-_SAID:]}"
-            )
-        seconds = json.loads(result.read_text(encoding="utf-8"))
+    seconds = start_forks(
+        "lorafusion.profiling.transfer", [], what="transfers to the next stage", timeout_s=TIMEOUT_S
+    )
     return fit_line([float(size) for size in SIZES], seconds)
 
 
 def main(result: Path) -> int:
     """Fork two ranks, let them talk, and return what to exit with."""
-    # In this process rather than in its forks.
-    import torch
+    import lorafusion.launch.team  # noqa: F401 - in this process rather than in its forks
 
-    from lorafusion.launch.world import World
-
-    torch.set_num_threads(1)  # a fork must not need threads that its parent has started
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    host = socket.gethostname()
-    for rank in range(2):
-        if os.fork() == 0:
-            _rank(World(rank, 2, rank, 2, f"localhost:{port}", host), result)
-    codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]
-    return max(map(abs, codes))
+    return run_forks(2, _rank, result)
 
 
-def _rank(world: object, result: Path) -> None:
+def _rank(world: World) -> list[float] | None:
     from lorafusion.launch.team import TeamOptions, join_team
-    from lorafusion.launch.world import World
 
-    assert isinstance(world, World)
-    code = 1
-    try:
-        with join_team(TeamOptions(world)) as team:
-            found = _talk(team)
-        if world.rank == 0:
-            result.write_text(json.dumps(found), encoding="utf-8")
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    with join_team(TeamOptions(world)) as team:
+        found = _talk(team)
+    return found if world.rank == 0 else None
 
 
 def _talk(team: Team) -> list[float]:

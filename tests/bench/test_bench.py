@@ -41,16 +41,26 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "results"
 
 
-@pytest.mark.slow  # eighteen processes that load torch
-def test_against_peft_and_trl(job_file: Path, folder: Path) -> None:
+@pytest.mark.slow  # twenty processes that load torch
+def test_against_all(job_file: Path, folder: Path) -> None:
     done = bench_train(
-        *(job_file, "--against", "peft,trl", "--rounds", "2", "--steps", "2", "-o", folder)
+        *(
+            job_file,
+            "--against",
+            "peft,trl,deterministic",
+            "--rounds",
+            "2",
+            "--steps",
+            "2",
+            "-o",
+            folder,
+        )
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "bench.json").read_text())
     assert not found["partial"]
-    assert len(found["turns"]) == 2 * 2 * 4
-    first = {turn["way"]: turn for turn in found["turns"][:4]}
+    assert len(found["turns"]) == 2 * 2 * 5
+    first = {turn["way"]: turn for turn in found["turns"][:5]}
     assert list(first) == list(found["ways"])
     assert losses(first["lorafusion"]) == pytest.approx(losses(first["peft-padded"]), rel=1e-5)
     # TRL has the batches of peft-sorted where no epoch ends among them: in narrow.
@@ -65,6 +75,10 @@ def test_against_peft_and_trl(job_file: Path, folder: Path) -> None:
     assert (plain["dropout"], dropped["dropout"]) == (0.0, 0.05)
     worst = [x["worst_step"] for x in plain["losses"] if x["way"] == "peft-padded"]
     assert max(worst) < 1e-5
+    # The same masks too.
+    for comparison in (plain, dropped):
+        apart = [x["worst_step"] for x in comparison["losses"] if x["way"].endswith("ministic")]
+        assert len(apart) == 2 and max(apart) < 1e-5
     by_round = [t for t in found["turns"] if t["dropout"] == 0.05 and t["way"] == "lorafusion"]
     assert losses(by_round[0]) == losses(by_round[1])
     assert losses(by_round[0]) != losses(first["lorafusion"])

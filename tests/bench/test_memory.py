@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lorafusion.bench import memory, memory_table, plan_results
+from lorafusion.bench import memory, memory_table, results
 from lorafusion.bench.memory_cases import MemoryBase, make_base, make_spec
 
 CELL: dict[str, Any] = {
@@ -41,7 +41,7 @@ def test_errors() -> None:
 
 
 def test_table_and_plot(tmp_path: Path) -> None:
-    result = plan_results.result("memory", cells=[CELL])
+    result = results.result("memory", cells=[CELL])
     table = memory_table.markdown(result)
     assert "| B | 512 | 600 | 300 | 500 | 1,400 | 1,750 | **-20.0%** | **-33.3%** |" in table
     memory_table.draw(result, tmp_path / "plot.png")

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lorafusion.bench import pages, pipeline, pipeline_plot, pipeline_table
+from lorafusion.bench import pipeline, pipeline_plot, pipeline_table, results
 from lorafusion.bench.pipeline_jobs import VOCABULARY, JobsStudy
 from lorafusion.bench.pipeline_sleep import SleepStudy
 from lorafusion.bench.pipeline_ways import CLOSE
 from lorafusion.cli.bench_pipeline import bench_pipeline
-from lorafusion.errors import BenchError, TurnError
+from lorafusion.errors import BenchError, LaunchError
 from lorafusion.planner.plan import Place
 
-DOCS = Path(__file__).parents[2] / "docs"
 SMALL = JobsStudy(rounds=1, steps=2, jobs=3, batch=4, longest=16, hidden=32, layers=2)
 
 
@@ -39,7 +38,7 @@ def test_it_measures_and_shows(tmp_path: Path) -> None:
     assert ways["flush"]["places"] == 3 * 2 * 2 + 5
     assert ways["together"]["places"] <= 3 * 2 * 2
     assert jobs["together_over"]["flush"]["predicted"] > 1.1
-    path = pipeline.write(found, tmp_path)
+    path = results.write(found, tmp_path)
     assert json.loads(path.read_text()) == found
     pipeline_plot.draw(found, tmp_path / "pipeline.png")
     assert (tmp_path / "pipeline.png").read_bytes().startswith(b"\x89PNG")
@@ -48,7 +47,7 @@ def test_it_measures_and_shows(tmp_path: Path) -> None:
 
 @pytest.mark.multiproc
 def test_what_a_rank_says_when_it_fails_is_shown() -> None:
-    with pytest.raises(TurnError, match=r"(?s)study jobs ended with code 1.*PlanError"):
+    with pytest.raises(LaunchError, match=r"(?s)study jobs ended with code 1.*PlanError"):
         pipeline.measure([], JobsStudy(layers=1))
 
 
@@ -68,9 +67,3 @@ def test_sleeps_are_the_predicted_times_slowed_down() -> None:
 def test_bad_stages(stages: str) -> None:
     with pytest.raises(BenchError, match="allowed: whole numbers from 2"):
         bench_pipeline(stages=stages)
-
-
-def test_the_docs_table_is_of_the_recorded_run() -> None:
-    found = json.loads((DOCS / "pipeline" / "pipeline.json").read_text())
-    table = pages.found_in(DOCS / "pipeline.md", pipeline_table.MARK)
-    assert table == pipeline_table.markdown(found)

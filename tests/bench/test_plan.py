@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lorafusion.bench import pages, plan_results, plan_table
+from lorafusion.bench import pages, plan_table, results
 from lorafusion.bench.plan import Outcome, measure_case, reached
 from lorafusion.bench.plan_case import CaseFile, Reached, allowed_places
 from lorafusion.cli import build_app
@@ -153,16 +153,25 @@ def test_baselines_stand_beside_ours() -> None:
     assert all(0 < other["bubble"] < 1 for other in theirs.values())
 
 
+def test_without_cases_two_mixes_are_planned(tmp_path: Path) -> None:
+    done = invoke("-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    found = results.read(tmp_path / "cases.json")
+    assert [case["stages"] for case in found["cases"]] == [4, 8, 4, 8]
+    assert all(case["places"] >= case["bound"] > 50 for case in found["cases"])
+    assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_table_for_people(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    begin, end = pages.marks(plan_results.mark("cases"))
+    begin, end = pages.marks(results.mark("cases"))
     page.write_text(f"before\n{begin}\n{end}\nbehind\n")
     done = invoke(case_file("two_jobs"), "-o", tmp_path / "out", "--write", page, "--rounds", 2)
     assert done.exit_code == 0, done.output
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("two_jobs")]
     assert line.split()[:5] == ["two_jobs", "2", "4", "41", "41"]
     assert line.split()[-2:] == ["47,", "0.506"]
-    found = plan_results.read(tmp_path / "out" / "plan-cases.json")
+    found = results.read(tmp_path / "out" / "cases.json")
     assert found["machine"]["cpu"]
     assert found["versions"]["lorafusion"]
     (case,) = found["cases"]
@@ -173,7 +182,7 @@ def test_the_table_for_people(tmp_path: Path) -> None:
         True,
     )
     assert "plan" not in case
-    table = pages.found_in(page, plan_results.mark("cases"))
+    table = pages.found_in(page, results.mark("cases"))
     assert table == plan_table.cases(found)
     assert "| two_jobs | 41 | 41 |" in table
     assert page.read_text().startswith("before\n")
@@ -313,7 +322,7 @@ def test_what_holding_means(places: int, bubble: float, expected: bool) -> None:
 @pytest.mark.slow
 def test_the_page_holds_what_the_planner_does_now() -> None:
     """All but the seconds come out the same on any machine."""
-    result = plan_results.read(ROOT / "docs" / "planner" / "plan-cases.json")
+    result = results.read(ROOT / "docs" / "planner" / "cases.json")
     for found in result["cases"]:
         now = measure_case(CaseFile.read(case_file(found["name"]))).figures()
         same = ("places", "noops", "bound", "tight", "aim", "holds")

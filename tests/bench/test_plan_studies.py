@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 from lorafusion.bench import (
-    pages,
     plan_balance,
     plan_large,
-    plan_results,
     plan_scale,
     plan_simulated,
-    plan_studies,
-    plan_table,
+    results,
 )
 from lorafusion.bench.demo_lengths import DEMO_LENGTHS
 from lorafusion.bench.plan_mixes import DEMO, LONG, MIXES, SUMMARIES, Mix, make_queues
@@ -63,7 +60,7 @@ def test_ways_of_the_large_model() -> None:
     assert ways["one_after_another"]["bubble"] > ways["each_alone"]["bubble"] > 0.2
     best = max(ways, key=lambda way: ways[way]["tokens_per_s"])
     assert best == "ours"
-    result = plan_results.result("large", base="B", places_a_stage=50, runs=[found])
+    result = results.result("large", base="B", places_a_stage=50, runs=[found])
     table = plan_large.markdown(result)
     assert "| summaries | 4 | 40, 20, 12, 20 |" in table
     for way in ways.values():
@@ -109,7 +106,7 @@ def test_balanced_by_time_is_at_least_twice_as_even() -> None:
     assert found["ways"]["time"]["longest"] == LONG.longest
     assert found["ways"]["time"]["spread"] <= plan_balance.MOST * found["ways"]["tokens"]["spread"]
     assert found["ways"]["time"]["bubble"] < found["ways"]["tokens"]["bubble"]
-    table = plan_balance.markdown(plan_results.result("balance", **settings(), runs=[found]))
+    table = plan_balance.markdown(results.result("balance", **settings(), runs=[found]))
     assert f"{found['ratio']:.2f}" in table
 
 
@@ -157,7 +154,7 @@ def test_the_plot_and_table_of_scale(tmp_path: Path) -> None:
     size = {"samples": 1024, "places": 9, "window_s": 0.1, "plan_s": 1.0, "peak_bytes": 5e7}
     sizes = [size, size | {"samples": 640_000, "plan_s": 50.0}]
     about = {"jobs": 64, "stages": 8, "capacity": 8192, "batch": 16, "window": 64, "exponent": 0.9}
-    result = plan_results.result("scale", sizes=sizes, **about)
+    result = results.result("scale", sizes=sizes, **about)
     draw(result, tmp_path / "scale.png")
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
     per = 1e9 / (1024 * 10)
@@ -168,24 +165,11 @@ def test_the_plot_and_table_of_scale(tmp_path: Path) -> None:
 
 
 def test_results_are_written_and_read(tmp_path: Path) -> None:
-    found = plan_results.result("large", runs=[])
-    path = plan_results.write(found, tmp_path / "new")
-    assert plan_results.read(path) == json.loads(json.dumps(found))
+    found = results.result("large", runs=[])
+    path = results.write(found, tmp_path / "new")
+    assert results.read(path) == json.loads(json.dumps(found))
     path.write_text('{"format": 99}')
     with pytest.raises(BenchError, match="format is 99"):
-        plan_results.read(path)
+        results.read(path)
     with pytest.raises(OutputError, match="cannot be used"):
-        plan_results.write(found, path)
-
-
-def markdown(study: str, result: dict[str, Any]) -> str:
-    if study == "cases":
-        return plan_table.cases(result)
-    return plan_studies.STUDIES[plan_studies.Study(study)].markdown(result)
-
-
-@pytest.mark.parametrize("study", ["cases", *plan_studies.Study])
-def test_the_page_holds_what_was_measured(study: str) -> None:
-    result = plan_results.read(DOCS / plan_results.file_name(study))
-    page = ROOT / "docs" / "planner.md"
-    assert pages.found_in(page, plan_results.mark(study)) == markdown(study, result)
+        results.write(found, path)

@@ -21,10 +21,10 @@ from lorafusion.errors import BenchError
 def test_names_after_against() -> None:
     assert parse_against("trl, peft,trl") == ("trl", "peft")
     nothing: Any = None
-    asked = Settings(Path("f"), nothing, ("peft", "trl"), 1, 1, (0.0,), Path("o"))
+    asked = Settings(Path("f"), nothing, ("peft", "trl", "deterministic"), 1, 1, (0.0,), Path("o"))
     assert asked.ways == tuple(WAYS)
     for text in ("", ",", "peft,axolotl"):
-        with pytest.raises(BenchError, match="allowed: peft, trl"):
+        with pytest.raises(BenchError, match="allowed: peft, trl, deterministic"):
             parse_against(text)
 
 
@@ -36,7 +36,7 @@ def test_dropouts() -> None:
 
 
 def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_packages(("peft", "trl"))
+    check_packages(("peft", "trl", "deterministic"))
     found = importlib.util.find_spec
     absent = {"trl", "matplotlib"}
     monkeypatch.setattr(

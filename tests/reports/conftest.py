@@ -6,18 +6,18 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorafusion.launch.local import LocalOptions, finish_local
 from lorafusion.planner.plan import Plan
-from lorafusion.training.events import Events
 from tests.plans.recorded_runs import write_ranks
 from tests.plans.samples import SMALL, in_seconds
-from tests.training.runs import four_jobs, make_spec
+from tests.training.runs import four_jobs
 
 MIB = 2**20
 MEMORY = {"runtime": 100, "base": 50, "adapters": 3, "gradients": 2, "optimizer": 6}
@@ -54,11 +54,23 @@ FACTS: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def real(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four jobs, profiled; do not change it."""
+    """The folder of a run of four jobs, profiled; do not change it.
+
+    In a process of its own, as users have it: its resident set is then the run's. That of a
+    long session of tests shrinks while a run goes on, and no byte is left for activations.
+    """
     folder = tmp_path_factory.mktemp("real")
-    os.environ.setdefault("LORAFUSION_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-    spec = make_spec(tiny_base, four_jobs(folder, steps=7))
-    finish_local(spec, LocalOptions(folder / "run", trace="profile"), Events())
+    run = {
+        "base_model": str(tiny_base),
+        "capacity": 96,
+        "threads": 1,
+        "jobs": four_jobs(folder, steps=7),
+    }
+    file = folder / "run.yaml"
+    file.write_text(json.dumps(run))
+    command = ["-m", "lorafusion", "train", file, "--output", folder / "run", "--trace"]
+    home = {"LORAFUSION_HOME": str(folder / "home")}
+    subprocess.run([sys.executable, *command], check=True, env={**os.environ, **home}, timeout=300)
     return folder / "run"
 
 

@@ -1,4 +1,4 @@
-"""Results of the planner's benchmarks: a JSON file for each study, and a table of it in a page."""
+"""Results of studies: a JSON file for each, and a table of it in a page."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def result(study: str, **figures: Any) -> dict[str, Any]:
 
 
 def file_name(study: str, suffix: str = "json") -> str:
-    """Of a study's results in their folder, such as ``plan-scale.json``."""
-    return f"plan-{study}.{suffix}"
+    """Of a study's results in their folder, such as ``scale.json``."""
+    return f"{study}.{suffix}"
 
 
 def mark(study: str) -> str:
     """The name of the marks that a page holds a study's table between."""
-    return f"planner: {study}"
+    return f"bench: {study}"
 
 
 def write(found: Mapping[str, Any], folder: Path) -> Path:
