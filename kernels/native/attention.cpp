@@ -39,9 +39,8 @@ T* at(const Heads& heads, int64_t head, int64_t row) {
   return (T*)heads.data + head * heads.head + row * heads.row;
 }
 
-// exp of 16 floats, within 2 units in the last place; 0 below -87; NaN stays NaN.
+// exp of each float, within 2 units in the last place; 0 below -87; NaN stays NaN.
 inline vec exponential(vec x) {
-  typedef int32_t ints __attribute__((vector_size(64)));
   const vec magic = splat(12582912.0f);     // 1.5 * 2^23: adding it rounds to a whole number
   const vec whole = (x * 1.44269504f + magic) - magic;
   const vec f = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;

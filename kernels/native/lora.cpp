@@ -214,7 +214,7 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
 template <class T>
 void over_rows(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
                const float* s, int64_t R) {
-  constexpr int COLUMNS = 64, SUMS = 16, DEPTH = 64;
+  constexpr int COLUMNS = 64, SUMS = LANES == 16 ? 16 : 8, DEPTH = 64;  // sums: registers
   const RowKeys row_key = row_keys(jobs, count, keys);
   std::vector<Block> work;
   for (const Job* job = jobs; job < jobs + count; job++)

@@ -33,7 +33,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     panel.invert_yaxis()
     panel.set_xlabel("time, forward and backward, over the frozen base's products alone")
     handles = [panel.barh(0, 0, color=colours[way]) for way in ways]
-    panel.legend(handles, ways, fontsize=8, loc="lower right")
+    figure.legend(
+        handles, ways, fontsize=8, loc="outside lower center", ncols=len(ways), frameon=False
+    )
     machine = result["machine"]
     panel.set_title(
         f"{machine['gpu'] or machine['cpu']}, medians of {result['rounds']} rounds", fontsize=9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lorafusion.bench.linear import FROZEN, OURS
+from lorafusion.bench.linear import FROZEN, OURS, TORCH
 from lorafusion.bench.pages import measured_on, table
 
 __all__ = ["MARK", "markdown"]
@@ -22,7 +22,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"thread{'' if threads == 1 else 's'}; rounds: {result['rounds']}"
     )
     ways = list(result["ways"])
-    pairs = [(way, OURS) for way in ways if way not in (OURS, FROZEN)]
+    pairs = [(way, OURS) for way in ways if way not in (OURS, TORCH, FROZEN)]
     pairs += [(way, FROZEN) for way in ways if way != FROZEN]
     head = ["rows, K, N", "base", "dropout", *(f"{one} / {other}" for one, other in pairs)]
     rows: list[list[str]] = []
