@@ -98,8 +98,15 @@ def predict(spec: RunSpec) -> StageMemory:
     return estimate_memory(shape, device, setup, parts.model(cut), cut, full)[0]
 
 
-def measure(spec: RunSpec, work: Path) -> Mapping[str, float]:
+def measure(
+    spec: RunSpec, work: Path, threshold: int | None = MMAP_THRESHOLD
+) -> Mapping[str, float]:
     """Train in a process of its own: bytes before the base, when loaded at most, and at most.
+
+    Args:
+        spec: The run.
+        work: A folder for what it leaves.
+        threshold: Of glibc; None: as glibc has it.
 
     Raises:
         BenchError: It failed.
@@ -120,7 +127,7 @@ def measure(spec: RunSpec, work: Path) -> Mapping[str, float]:
                 **os.environ,
                 "PYTHONPATH": ours,
                 "LORAFUSION_HOME": str(work / "home"),
-                "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD),
+                **({} if threshold is None else {"MALLOC_MMAP_THRESHOLD_": str(threshold)}),
             },
         )
     except subprocess.TimeoutExpired as error:

@@ -1,6 +1,7 @@
 """One run of the memory benchmark, in a process of its own: ``... memory_turn SPEC OUTPUT``.
 
-Says on stdout, as JSON, how much the process held before the base was loaded and at most.
+Says on stdout, as JSON, how much the process held before the base was loaded and at most, and how
+long it trained.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main(spec_file: Path, output: Path) -> int:
         "runtime": marks.runtime,
         "loaded_peak": marks.loaded_peak,
         "peak": peak_rss_mb() * 1e6,
+        "seconds": result.training_s,
     }
     sys.stdout.write(json.dumps(found) + "\n")
     return 1 if reasons else 0

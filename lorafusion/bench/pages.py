@@ -43,6 +43,11 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
+def shown_base(base_model: str) -> str:
+    """A hub id as it is, of a folder its name: where it lies is of no interest elsewhere."""
+    return Path(base_model).name if Path(base_model).exists() else base_model
+
+
 def row(cells: Sequence[str]) -> str:
     """One of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lorafusion.bench import pages
 from lorafusion.bench.inputs import JobInputs, inputs_folder, write_inputs
 from lorafusion.bench.settings import WAYS, Settings
 from lorafusion.bench.summary import Comparison, compare
@@ -65,7 +66,7 @@ class Result:
             "started": self.started,
             "settings": {
                 "file": str(settings.file),
-                "base_model": settings.spec.base_model,
+                "base_model": pages.shown_base(settings.spec.base_model),
                 "dtype": settings.spec.dtype,
                 "capacity": settings.spec.capacity,
                 "deterministic": settings.spec.deterministic,
