@@ -134,7 +134,8 @@ def _profiler_class() -> Any:
     except ImportError as error:
         raise ProfileError(
             f"DeepSpeed's flops profiler cannot be imported ({error}). Install it with "
-            "`DS_BUILD_OPS=0 pip install deepspeed`, which compiles nothing, or leave --flops out."
+            "`DS_BUILD_OPS=0 pip install 'lorafusion[deepspeed]'`, which compiles nothing, or leave "
+            "--flops out."
         ) from error
     return FlopsProfiler  # pyright: ignore
 

@@ -80,7 +80,7 @@ def test_without_deepspeed_it_says_what_to_install(tiny_base: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tiny_base)]
     said = subprocess.check_output(command, cwd=Path(__file__).parents[2], text=True)
-    assert "DS_BUILD_OPS=0 pip install deepspeed" in said
+    assert "DS_BUILD_OPS=0 pip install 'lorafusion[deepspeed]'" in said
 
 
 def test_it_is_imported_on_demand() -> None:
