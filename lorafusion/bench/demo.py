@@ -26,6 +26,8 @@ __all__ = ["MARK", "draw", "main", "markdown", "study"]
 MARK = "bench: demo"
 FILE = Path("jobs/examples/demo.yaml")
 RUN = Path("runs/demo")
+SHOWN = "crepe"
+"""The job whose answers stand in the page."""
 _TRAIN, _HELD_OUT, _TEXT = "#9aa7b8", "#c2410c", "#334155"
 
 
@@ -81,10 +83,13 @@ def _losses(folder: Path) -> dict[str, list[list[float]]]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """What was printed, and when and where."""
+    """What was printed, with the answers of one job, and when and where."""
+    table, *answers, totals = result["closing"].split("\n\n")
+    shown = [one for one in answers if one.startswith(f"{SHOWN}:")]
     threads = result["machine"]["cores"]
     about = f"torch {result['versions']['torch']}, {result['dtype']}, {threads} cores"
-    return f"```\n{result['closing']}\n```\n\n({pages.measured_on(result, about)[:-1]})"
+    text = "\n\n".join([table, *shown, totals])
+    return f"```\n{text}\n```\n\n({pages.measured_on(result, about)[:-1]})"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

@@ -133,9 +133,9 @@ def _profiler_class() -> Any:
             from deepspeed.profiling.flops_profiler import FlopsProfiler  # pyright: ignore
     except ImportError as error:
         raise ProfileError(
-            f"DeepSpeed's flops profiler cannot be imported ({error}). Install it with "
-            "`DS_BUILD_OPS=0 pip install 'lorafusion[deepspeed]'`, which compiles nothing, or leave "
-            "--flops out."
+            f"DeepSpeed's flops profiler cannot be imported ({error}). Install it, without "
+            "compiling anything, with `DS_BUILD_OPS=0 pip install 'lorafusion[deepspeed]'`, or "
+            "leave --flops out."
         ) from error
     return FlopsProfiler  # pyright: ignore
 

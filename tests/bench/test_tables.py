@@ -66,7 +66,9 @@ def test_kernels() -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    printed = "note: x\njob      state\na        succeeded\n\n9 tokens/s · base unchanged\nruns/x\n"
+    answers = "a: a held-out prompt\nprompt x\n\ncrepe: a held-out prompt\nprompt y\n\n"
+    table = "job      state\na        succeeded\n\n"
+    printed = f"note: x\n{table}{answers}9 tokens/s · base unchanged\nruns/x\n"
     losses = {"train": [[1, 2.0], [2, 1.0]], "eval": [[0, 3.0], [2, 1.5]]}
     result = {
         **ABOUT,
@@ -75,7 +77,8 @@ def test_demo(tmp_path: Path) -> None:
         "jobs": [{"name": "a", "rank": 4, "losses": losses}],
     }
     text = demo.markdown(result)
-    assert "```\njob      state\na        succeeded\n\n9 tokens/s · base unchanged\n```" in text
+    shown = "crepe: a held-out prompt\nprompt y\n\n"
+    assert text.startswith(f"```\n{table}{shown}9 tokens/s · base unchanged\n```\n")
     assert text.endswith("(2026-01-02, a CPU, Python 3.11.0; torch 2, float32, 2 cores)")
     demo.draw(result, tmp_path / "new" / "demo.png")
     assert (tmp_path / "new" / "demo.png").read_bytes().startswith(PNG)
