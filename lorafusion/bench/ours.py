@@ -48,7 +48,7 @@ class Report(Events):
         )
 
 
-def main(folder: Path, *, deterministic: bool) -> int:
+def main(folder: Path, *, deterministic: bool = False) -> int:
     """Warm up, train, and return the exit code."""
     spec = RunSpec.model_validate_json((folder / SPEC_FILE).read_text())
     if deterministic:

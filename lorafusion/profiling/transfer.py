@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,7 @@ def measure_transfer() -> tuple[float, float]:
 
 def main(result: Path) -> int:
     """Fork two ranks, let them talk, and return what to exit with."""
-    import lorafusion.launch.team  # noqa: F401 - in this process rather than in its forks
+    importlib.import_module("lorafusion.launch.team")  # here, rather than in the forks
 
     return run_forks(2, _rank, result)
 

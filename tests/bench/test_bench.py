@@ -133,7 +133,7 @@ def test_data_that_cannot_be_read_is_bad_input(job_file: Path, folder: Path) -> 
 def test_a_failed_turn_is_no_bad_input(
     job_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise TurnError("trl, round 1: ended with code 1")
 
     monkeypatch.setattr(bench, "_measure", fail)
@@ -148,7 +148,7 @@ def test_a_signal_unwinds_and_says_what_is_kept(
 ) -> None:
     unwound: list[bool] = []
 
-    def stop(_: object) -> None:
+    def stop(*_: object) -> None:
         folder.mkdir()
         (folder / "bench.json").write_text("{}")
         try:

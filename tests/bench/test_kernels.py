@@ -182,7 +182,7 @@ def test_what_is_asked():
     assert not any(bounds(case) for case in CPU_CASES if case.dtype == "float32")
 
 
-def small_plan(*, quick: bool = False) -> Plan:
+def small_plan(*, quick: bool = False, dtype: str | None = None) -> Plan:
     ways = (FROZEN, OURS, TORCH, PEFT)
     return Plan("cpu", [SMALL, Case(8, 16, 8, 2, 3, "bfloat16", 0.1)], ways, cpu_timer)
 

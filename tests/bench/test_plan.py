@@ -213,10 +213,6 @@ def test_bad_files(change: dict[str, Any] | None, message: str, tmp_path: Path) 
     assert "bad.json" in said
 
 
-def test_no_file_is_named() -> None:
-    assert invoke("--json").exit_code == 2
-
-
 def test_a_broken_plan_is_not_passed_off_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_short(queues: Any, limits: Limits) -> Plan:
         plan = plan_run(queues, limits)
