@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,3 +102,23 @@ def test_bad_options(write_run: Write, options: tuple[str, ...], message: str) -
     assert isinstance(result.exception, LorafusionError)
     assert isinstance(result.exception, ProfileError)
     assert message in str(result.exception)
+
+
+def test_counted_operations_need_deepspeed(
+    write_run: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("deepspeed", "deepspeed.profiling.flops_profiler"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    result = _profile(write_run({"name": "a"}), "--flops")
+    assert isinstance(result.exception, ProfileError)
+    assert "pip install 'lorafusion[deepspeed]'" in str(result.exception)
+
+
+@pytest.mark.multiproc
+def test_counted_operations(write_run: Write) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    result = _profile(write_run({"name": "a"}), "--seconds", 1, "--flops")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("layers' linears")]
+    counted, formula = line.split()[-2:]
+    assert counted == formula
