@@ -14,7 +14,6 @@ import pytest
 from lorafusion.bench import (
     demo,
     kernels_table,
-    memory_glibc,
     memory_table,
     pages,
     pipeline_table,
@@ -36,7 +35,6 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
-    ("docs/memory.md", "bench: glibc", "memory/glibc.json", memory_glibc.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
     ("docs/pipeline.md", "pipeline: bench", "pipeline/pipeline.json", pipeline_table.markdown),
     ("docs/planner.md", "bench: balance", "planner/balance.json", plan_balance.markdown),
