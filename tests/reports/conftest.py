@@ -64,7 +64,7 @@ def real(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base_model": str(tiny_base),
         "capacity": 96,
         "threads": 1,
-        "jobs": four_jobs(folder, steps=7),
+        "jobs": [{**job, "max_seq_len": 96} for job in four_jobs(folder, steps=7)],
     }
     file = folder / "run.yaml"
     file.write_text(json.dumps(run))
