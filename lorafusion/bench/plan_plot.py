@@ -63,6 +63,7 @@ def draw_cases(result: Mapping[str, Any], path: Path) -> None:
     panel.set_xmargin(0.16)
     panel.set_xlabel("places over those that are proven to be needed")
     handles = [panel.barh(0, 0, color=colour) for colour in colours[: len(ways)]]
-    panel.legend(handles, ways.values(), fontsize=7, frameon=False, loc="lower right")
+    names, place = list(ways.values()), "outside lower center"
+    figure.legend(handles, names, fontsize=7, frameon=False, loc=place, ncols=len(ways))
     canvas.tidy(panel, "x")
     canvas.save(figure, path)
