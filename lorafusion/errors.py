@@ -95,14 +95,6 @@ class LostRankError(LaunchError, ConnectionError):
     """A process of the run is gone, or does not answer any more."""
 
 
-class StoreError(LorafusionError, OSError):
-    """The store of jobs cannot be used, or does not have what is asked of it."""
-
-
-class LostClaimError(StoreError):
-    """A job is not this worker's any more."""
-
-
 class FetchError(LorafusionError, RuntimeError):
     """Weights or data could not be fetched."""
 

@@ -146,15 +146,7 @@ def _costs(one: Pass) -> Table:
     counts = Counts(1000, 4 * 250**2, 200, 2, 1000 * 16)
     parts = one.parts
     threads = f"{one.threads} thread{'s' if one.threads > 1 else ''} a stage"
-    table = Table(
-        title=f"1,000 tokens in 4 samples of 2 jobs of rank 16, 200 labelled; {threads}",
-        title_justify="left",
-        title_style="",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
-    )
+    table = _titled(f"1,000 tokens in 4 samples of 2 jobs of rank 16, 200 labelled; {threads}")
     for name in ("part", "forward", "backward", "activations"):
         table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
     for name, part in (
@@ -173,8 +165,21 @@ def _costs(one: Pass) -> Table:
     return table
 
 
+def _titled(title: str | None) -> Table:
+    """An empty table with a line above it."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+    )
+
+
 def _options(advice: Advice) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = _titled(None)
     for name in ("stages", "recompute", "capacity", "tokens/s", "bubble", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for option in advice.options:
@@ -190,15 +195,7 @@ def _options(advice: Advice) -> Table:
 
 def _flops(found: FlopsComparison) -> Table:
     """DeepSpeed's count of the base's forward beside the formula's, in 10^9."""
-    table = Table(
-        title="operations of the base's forward over the same 1,000 tokens, in 10^9",
-        title_justify="left",
-        title_style="",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
-    )
+    table = _titled("operations of the base's forward over the same 1,000 tokens, in 10^9")
     for name in ("part", "DeepSpeed", "formula"):
         table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
     counted, formula = found.counted, found.formula
