@@ -79,6 +79,10 @@ class OutputError(LorafusionError, OSError):
     """An output folder cannot be used."""
 
 
+class FolderInUseError(OutputError):
+    """Another run writes there."""
+
+
 class CheckpointError(LorafusionError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the job."""
 
