@@ -10,7 +10,8 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-exhaustive test-gpu lint format clean
+.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-chaos test-exhaustive test-gpu \
+  lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
@@ -19,6 +20,7 @@ help:
 	@echo "make test       the tests that every commit must pass"
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
+	@echo "make test-chaos servers killed at a hundred random instants (minutes)"
 	@echo "make test-gpu   the kernels' numerics on the GPU that is here"
 	@echo "make lint       ruff and pyright;  make format  lets ruff mend what it can"
 	@echo "make clean      remove .venv, build folders and tool caches"
@@ -61,7 +63,7 @@ bench-quick: fetch
 	  --rounds 1 -o $(QUICK)/train --overwrite
 
 test: fetch
-	$(BIN)/python -m pytest -m "not slow and not gpu and not aot and not exhaustive" --durations=10
+	$(BIN)/python -m pytest -m "not slow and not gpu and not aot and not chaos and not exhaustive" --durations=10
 
 test-slow: fetch
 	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10
@@ -72,6 +74,9 @@ test-aot: setup
 # An hour or more: the kernels with every combination of type, rank, job count, dropout, rows and tiles.
 test-exhaustive: setup
 	$(BIN)/python -m pytest -m exhaustive --durations=10
+
+test-chaos: setup
+	$(BIN)/python -m pytest -m chaos --durations=10
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs

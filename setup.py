@@ -48,6 +48,7 @@ setup(
     package_data={
         "lorafusion": ["py.typed"],
         "lorafusion.jobs.examples": ["*.yaml"],
+        "lorafusion.jobs.store.migrations": ["*.mako"],
         "lorafusion.kernels.configs": ["*.json"],
         "lorafusion.plans": ["*.html", "*.css", "*.js"],
         "lorafusion.reports": ["*.html", "*.css", "*.js"],

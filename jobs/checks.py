@@ -116,6 +116,7 @@ class _Checks:
         if settings is None:
             return
         size, dataset, every = map(settings.child, ("val_size", "dataset", "every"))
+        patience = settings.child("patience")
         has_rows = size is not None and size.value != 0
         has_file = dataset is not None and dataset.value is not None
         if dataset and has_rows and has_file:
@@ -131,6 +132,14 @@ class _Checks:
                 "eval.every with nothing to evaluate on",
                 "eval.every beside eval.val_size or eval.dataset",
                 "Add `val_size: 64` to hold out 64 rows, or remove `every`.",
+            )
+
+        if patience and patience.value is not None and (every is None or every.value is None):
+            yield self._problem(
+                patience,
+                "eval.patience without eval.every",
+                "eval.patience beside eval.every",
+                "Add `every: 20` to evaluate while it trains, or remove `patience`.",
             )
 
     def targets(self, job: Node) -> Iterator[Problem]:

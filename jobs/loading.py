@@ -15,6 +15,7 @@ from lorafusion.jobs.normalise import normalise
 from lorafusion.jobs.problems import JOB, Translator, show
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.jobs.spellings import REFUSED
+from lorafusion.jobs.sweeps import expand
 from lorafusion.jobs.whole_files import foreign_file
 from lorafusion.jobs.yaml_tree import MAX_BYTES, Node, TreeError, parse
 
@@ -83,10 +84,12 @@ def read_run_file(path: Path) -> RunFile:
     foreign = foreign_file(written, file)
     if foreign is not None:
         raise JobFileError(_sorted_once([*unreadable, foreign]))
+    written, swept = expand(written, file)
     normal = normalise(written, file)
     root = normal.tree
     merged = _merged(root)
-    problems = normal.problems + _check_defaults(root, file) + check_run(merged, file)
+    problems = swept + normal.problems
+    problems += _check_defaults(root, file) + check_run(merged, file)
     spec = None
     try:
         spec = RunSpec.model_validate(merged.plain(), strict=True)

@@ -7,7 +7,15 @@ from typing import Any
 
 from lorafusion.jobs.aliases_reference import aliases_section
 from lorafusion.jobs.describe import Fields, Schema, run_schema
+from lorafusion.jobs.sweeps import FIELD, MOST
 
+_VALUES: Schema = {"type": "array", "minItems": 1}
+_SWEEP: Schema = {
+    "type": "object",
+    "description": "Fields with a list of values each: a job for every choice of them.",
+    "properties": {"zip": {"type": "object", "additionalProperties": _VALUES}},
+    "additionalProperties": _VALUES,
+}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 REGENERATE = "lorafusion schema --markdown > docs/job-file.md"
 
@@ -25,7 +33,8 @@ def file_schema() -> Schema:
         definition.pop("required", None)
     job = definitions.pop("JobSpec")
     defaults = {key: value for key, value in job["properties"].items() if key != "name"}
-    definitions["Job"] = {**job, "title": "Job", "required": ["name"]}
+    swept = {**job, "properties": {**job["properties"], FIELD: _SWEEP}}
+    definitions["Job"] = {**swept, "title": "Job", "required": ["name"]}
     definitions["Defaults"] = {
         **job,
         "title": "Defaults",
@@ -106,6 +115,10 @@ jobs:
 - `lorafusion schema` prints a JSON schema with which editors complete and check the file.
 - `defaults` is laid under each job: mappings merge, lists and single values are replaced, and
   `null` undoes a default where the field allows it. `name` cannot be a default.
+- `sweep: {{learning_rate: [1e-4, 2e-4], adapter.r: [8, 16]}}` in a job makes a job of every choice,
+  here four, named by the values; what stands below `zip` goes together, first with first, so that
+  `sweep: {{zip: {{adapter.r: [8, 16], adapter.lora_alpha: [16, 32]}}}}` is two.
+  At most {MOST:,} jobs.
 - Scalars follow YAML 1.2: `1e-4` is a number; `yes`, `on` and dates are text; booleans are `true`
   and `false`. Nothing is converted: `r: "8"` and `r: 8.0` are refused, as are unknown fields,
   double keys, `.inf` and `.nan`.

@@ -146,6 +146,9 @@ class EvalConfig(_Strict):
     """A held-out file, instead of ``val_size``."""
     every: Count | None = None
     """Steps between evaluations. null: before the first and after the last step only."""
+    patience: Count | None = None
+    """Evaluations in a row, every ``every`` steps, without a lower loss than ever before, after
+    which training stops, with the step that follows the last of them. null: it goes on."""
 
 
 class JobSpec(_Strict):

@@ -158,8 +158,8 @@ SETTINGS = {
         _off("A starts from PEFT's uniform distribution and B from zero"),
     ),
     **_each(
-        "early_stopping_patience load_best_model_at_end loss_watchdog_threshold",
-        _off("a job runs to its last step", "Remove it; give `max_steps` to stop earlier."),
+        "load_best_model_at_end loss_watchdog_threshold",
+        _off("a job keeps its last weights", "Remove it; `eval.patience` stops a job early."),
     ),
     "loss_watchdog_patience": Setting("it says nothing without a threshold"),
     "max_samples": _off("all rows are trained on", "Cut the file, or give `max_steps`."),

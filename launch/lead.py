@@ -8,19 +8,23 @@ from typing import Any
 from lorafusion.launch.local import announced, pinned_threads
 from lorafusion.launch.stopping import stop_on_signals
 from lorafusion.launch.worker import Rank
+from lorafusion.training.arrivals import Arrivals
 from lorafusion.training.events import Events
 from lorafusion.training.result import RunResult
 from lorafusion.training.team import Team
 
 
-def lead_run(rank: Rank, team: Team, events: Events) -> RunResult:
+def lead_run(rank: Rank, team: Team, events: Events, arrivals: Arrivals | None = None) -> RunResult:
     """Rank 0's part: :func:`lorafusion.training.run.train` to its end.
+
+    ``arrivals``: where jobs come from while the run goes on.
 
     SIGINT and SIGTERM end the run after the running microbatches, with all state saved.
     """
     from lorafusion.training.run import train
 
-    options = _run_options(rank, should_stop=announced(rank.stop, events))
+    stop = announced(rank.stop, events)
+    options = _run_options(rank, should_stop=stop, arrivals=arrivals)
     if rank.world.restarts:
         events.note(f"start {rank.world.restarts + 1}: going on from the newest checkpoints")
     with pinned_threads(options.threads), stop_on_signals(rank.stop):

@@ -7,12 +7,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.stopping import Existing, StopRequest, stop_on_signals
 from lorafusion.training.events import Events
 from lorafusion.training.options import TraceMode
 from lorafusion.training.result import RunResult
+
+if TYPE_CHECKING:
+    from lorafusion.training.arrivals import Arrivals
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class LocalOptions:
         stop: Stops the run and single jobs; says afterwards whether a signal ended the run.
         generations: Let the base and each finished adapter answer one held-out prompt.
         trace: What is kept of what is done when, in ``output``/trace.
+        arrivals: Where jobs come from while the run goes on; None: from nowhere.
     """
 
     output: Path
@@ -32,6 +37,7 @@ class LocalOptions:
     stop: StopRequest = field(default_factory=StopRequest)
     generations: bool = False
     trace: TraceMode = "spans"
+    arrivals: Arrivals | None = None
 
 
 def run_local(
@@ -81,6 +87,7 @@ def iterate_local(
         should_stop_job=options.stop.job_reason,
         generations=options.generations,
         trace=options.trace,
+        arrivals=options.arrivals,
     )
     with pinned_threads(threads), stop_on_signals(options.stop):
         return (yield from train(spec, run_options, events))

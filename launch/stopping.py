@@ -30,6 +30,10 @@ class StopRequest:
         """Ask one job to stop; its first reason is kept."""
         self._jobs.setdefault(name, reason)
 
+    def forget_job(self, name: str) -> None:
+        """Nothing is asked of the job any more."""
+        self._jobs.pop(name, None)
+
     def reason(self) -> str | None:
         """Why the run is to stop, or None."""
         return self._reason if self.signal is None else f"stopped by {self.signal.name}"

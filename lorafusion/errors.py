@@ -79,6 +79,10 @@ class OutputError(LorafusionError, OSError):
     """An output folder cannot be used."""
 
 
+class FolderInUseError(OutputError):
+    """Another run writes there."""
+
+
 class CheckpointError(LorafusionError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the job."""
 
@@ -93,6 +97,14 @@ class LaunchError(LorafusionError, RuntimeError):
 
 class LostRankError(LaunchError, ConnectionError):
     """A process of the run is gone, or does not answer any more."""
+
+
+class StoreError(LorafusionError, OSError):
+    """The store of jobs cannot be used, or does not have what is asked of it."""
+
+
+class LostClaimError(StoreError):
+    """A job is not this worker's any more."""
 
 
 class FetchError(LorafusionError, RuntimeError):

@@ -131,10 +131,11 @@ def loaded_by(code: str) -> set[str]:
 
 
 def import_all(*parts: str) -> str:
+    """Code that does it; alembic alone runs what is in a folder of migrations."""
     names = [
         f"lorafusion.{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}"
         for part, path in source_files()
-        if part in parts and path.stem != "__init__"
+        if part in parts and path.stem != "__init__" and "migrations" not in path.parts
     ]
     names = [name.replace("lorafusion.lorafusion.", "lorafusion.") for name in names]
     assert names, parts

@@ -23,6 +23,13 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "train": "Train all jobs of a job file at once over one frozen base.",
+    "serve": "Keep a base loaded, and train the jobs that are submitted for it.",
+    "submit": "Put a file's jobs into the store; a server trains them.",
+    "status": "Show how submitted jobs stand.",
+    "logs": "Show what happened to a submitted job, and its steps.",
+    "cancel": "Give submitted jobs up.",
+    "pause": "Save submitted jobs and take them out, until they are resumed.",
+    "resume": "Let paused jobs go on.",
     "generate": "Answer a prompt with an adapter.",
     "merge": "Write base and adapter as one full model.",
     "export": "Check whether vLLM loads an adapter, and write one that it reads right.",

@@ -80,8 +80,8 @@ class Board(Events, AbstractContextManager["Board"]):
         self.doing = text
 
     def ready(self, name: str, report: DatasetReport, *, done: int, total_steps: int) -> None:
-        """The job can begin."""
-        row = self.rows[name]
+        """The job can begin; it may have come while others train."""
+        row = self.rows.setdefault(name, Row(name))
         row.state, row.step, row.total_steps = "running", done, total_steps
         self.doing = "training"
 
@@ -105,7 +105,7 @@ class Board(Events, AbstractContextManager["Board"]):
 
     def ended(self, result: JobResult) -> None:
         """The job's last state."""
-        row = self.rows[result.name]
+        row = self.rows.setdefault(result.name, Row(result.name))
         row.state, row.step = result.state, result.steps
         row.total_steps = result.total_steps or row.total_steps
 

@@ -58,6 +58,12 @@ class Course:
         # Its next step may be in flight: the other ranks have to hear of it before they do that.
         self._changed |= not job.finished
 
+    def join(self, job: TrainingJob) -> None:
+        """Plan a job that is on all stages."""
+        self._windows.add(job)
+        self._idle = False
+        self._changed = True
+
     def look_ahead(self, place: int) -> None:
         """See to it that all ranks know what comes behind ``place``, which is run next."""
         known = self._track.known
@@ -85,6 +91,12 @@ class Course:
         """Jobs that leave before ``place`` leave this stage."""
         for leave in self._track.leaves(place):
             self._residents.leave(leave)
+
+    def rest(self, place: int) -> None:
+        """Nothing is to be run at ``place`` yet: who is to leave leaves all the same."""
+        if self._leaves:
+            self._publish(Revision(place, None, self._take_leaves()))
+        self.let_leave(place)
 
     def end(self) -> None:
         """All places were run and heard of: let the other ranks go."""

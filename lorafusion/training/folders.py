@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorafusion.errors import OutputError
+from lorafusion.errors import FolderInUseError, OutputError
 from lorafusion.training.checkpoint import clear
 from lorafusion.training.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 
@@ -37,7 +37,7 @@ def claim_folder(folder: Path) -> Generator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise OutputError(
+        raise FolderInUseError(
             f"output folder {folder} is in use by another run. Wait for it, or choose another."
         ) from error
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorafusion.data.tokenizer import load_tokenizer
+from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import check_base, load_base
@@ -20,9 +21,11 @@ from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.memory_kinds import runtime_bytes
 from lorafusion.training.options import RunOptions
 from lorafusion.training.residents import Residents
-from lorafusion.training.revision import Revision, Track
+from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.site import Site
 from lorafusion.training.team import Message, Team
+
+Enter = Callable[[list[dict[str, Any]]], None]
 
 
 def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
@@ -48,9 +51,15 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
             deterministic=spec.deterministic,
         )
         site.watch(runtime, options.traces)
-        failed = _join_jobs(spec, site, _next(team, "jobs")["jobs"])
-        team.post.report({"kind": "ready", "failed": failed})
-        follow_places(site.executor, site.residents, team)
+        tokenizer = load_tokenizer(spec.base_model)
+
+        def enter(wanted: list[dict[str, Any]]) -> None:
+            failed = _join_jobs(site, wanted, tokenizer)
+            names = [entry["name"] for entry in wanted]
+            team.post.report({"kind": "ready", "jobs": names, "failed": failed})
+
+        enter(_next(team, "jobs")["jobs"])
+        follow_places(site.executor, site.residents, team, enter)
     assert base.tensor_hashes() == hashes, "the base's weights changed during the run"
     team.recorder.close()
     times = replace(team.recorder.summary(), layers=(first, stop))
@@ -64,20 +73,19 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
     )
 
 
-def _join_jobs(spec: RunSpec, site: Site, wanted: list[dict[str, Any]]) -> dict[str, str]:
+def _join_jobs(site: Site, wanted: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, str]:
     """Put the jobs on this stage; returns why some cannot be."""
-    by_name = {job.name: job for job in spec.jobs}
     failed: dict[str, str] = {}
-    tokenizer = load_tokenizer(spec.base_model)
     for entry in wanted:
         try:
-            _join(by_name[entry["name"]], site, entry, tokenizer)
+            _join(site, entry, tokenizer)
         except LorafusionError as error:
             failed[entry["name"]] = str(error)
     return failed
 
 
-def _join(spec: JobSpec, site: Site, entry: dict[str, Any], tokenizer: Any) -> None:
+def _join(site: Site, entry: dict[str, Any], tokenizer: Tokenizer) -> None:
+    spec = JobSpec.model_validate_json(entry["spec"])
     spec, data = load_data(spec, site.base.model.config, tokenizer)
     spec, adapter = resolve(spec, site.base.names)
     folder, step = Path(entry["folder"]), entry["step"]
@@ -85,29 +93,74 @@ def _join(spec: JobSpec, site: Site, entry: dict[str, Any], tokenizer: Any) -> N
     site.join(spec, data, adapter, folder, checkpoint)
 
 
-def follow_places(executor: Executor, residents: Residents, team: Team) -> None:
-    """Run the places of rank 0's revisions until one of them is the last."""
-    track = Track()
+def follow_places(
+    executor: Executor, residents: Residents, team: Team, enter: Enter | None = None
+) -> None:
+    """Run the places of rank 0's revisions until one of them is the last.
 
-    def upcoming() -> Place | None:
-        for _, message in team.post.poll():
-            track.add(Revision.read(message))
-        return track.peek(executor.position)
+    ``enter`` puts jobs on this stage that come meanwhile; they are in no place before. None: no job
+    comes.
+    """
+    _Follower(executor, residents, team, enter).run()
 
-    def wait() -> Revision:
-        with team.recorder.span("wait", executor.position, "the plan"):
-            return Revision.read(_next(team, "revision"))
 
-    while (place := track.take(executor.position, wait)) is not None:
-        for leave in track.leaves(executor.position):
-            residents.leave(leave)
-        executor.forward(place, upcoming)
-        if executor.full:
+class _Follower:
+    """Runs the places of rank 0's revisions on this stage."""
+
+    def __init__(
+        self, executor: Executor, residents: Residents, team: Team, enter: Enter | None
+    ) -> None:
+        self._executor = executor
+        self._residents = residents
+        self._team = team
+        self._enter = enter
+        self._track = Track()
+
+    def run(self) -> None:
+        """Until a revision is the last."""
+        executor = self._executor
+        while (place := self._next_place()) is not None:
+            executor.forward(place, self._upcoming)
+            if executor.full:
+                executor.backward()
+        while not executor.empty:
             executor.backward()
-    while not executor.empty:
-        executor.backward()
-    for leave in track.leaves(executor.position):
-        residents.leave(leave)
+        self._leave(self._track.leaves(executor.position))
+
+    def _next_place(self) -> Place | None:
+        self._leave(self._track.leaves(self._executor.position))
+        place = self._track.take(self._executor.position, self._wait)
+        self._leave(self._track.leaves(self._executor.position))
+        return place
+
+    def _upcoming(self) -> Place | None:
+        for _, message in self._team.post.poll():
+            revision = self._read(message)
+            if revision is not None:
+                self._track.add(revision)
+        return self._track.peek(self._executor.position)
+
+    def _wait(self) -> Revision:
+        while True:
+            with self._team.recorder.span("wait", self._executor.position, "the plan"):
+                _, message = self._team.post.wait()
+            revision = self._read(message)
+            if revision is not None:
+                if revision.start <= self._executor.position:  # no place may follow for long
+                    self._leave(revision.leaves)
+                return revision
+
+    def _read(self, message: Message) -> Revision | None:
+        if message["kind"] == "jobs":
+            assert self._enter is not None, "no job was to come"
+            self._enter(message["jobs"])
+            return None
+        assert message["kind"] == "revision", f"rank 0 sent {message['kind']!r}"
+        return Revision.read(message)
+
+    def _leave(self, leaves: Iterable[Leave]) -> None:
+        for leave in leaves:
+            self._residents.leave(leave)
 
 
 def _next(team: Team, kind: str) -> Message:

@@ -35,7 +35,8 @@ class Progress:
     """What a job's result says of its course; it goes into checkpoints.
 
     ``updates``: steps that were not skipped. Losses are means over trained tokens, in nats; None =
-    not measured yet.
+    not measured yet. ``eval_best`` is the least held-out loss so far, ``stale`` the evaluations in a
+    row since then that were not lower, and ``tired_at`` the step after which they were too many.
     """
 
     updates: int = 0
@@ -45,6 +46,9 @@ class Progress:
     loss_last: float | None = None
     eval_before: float | None = None
     eval_after: float | None = None
+    eval_best: float | None = None
+    stale: int = 0
+    tired_at: int | None = None
 
 
 class TrainingJob:
@@ -56,6 +60,8 @@ class TrainingJob:
         self.data = data
         self.shard = shard
         self.step = 0
+        self.weight = 1.0
+        """Its share of the places, against that of others."""
         self.progress = Progress()
         self._sums: dict[int, tuple[float, int]] = {}
         self._evaluated = -1
@@ -81,6 +87,21 @@ class TrainingJob:
         last = self.total_steps
         return self.step == last and (not self._eval_is_due(last) or self._evaluated == last)
 
+    @property
+    def tired(self) -> str | None:
+        """Why it is to stop before its last step, or None.
+
+        It takes the step that follows the evaluation: that may be in flight when the evaluation is
+        known, while nothing behind it has begun when it is done, on any number of stages.
+        """
+        progress = self.progress
+        if progress.tired_at is None or self.step <= progress.tired_at:
+            return None
+        return (
+            f"stopped early: up to step {progress.tired_at} its held-out loss was not lower in "
+            f"{progress.stale} evaluations in a row"
+        )
+
     def queue(self, *, window: int) -> JobQueue:
         """The job's next ``window`` steps and evals, from where it stands."""
         empty = JobQueue(
@@ -89,6 +110,7 @@ class TrainingJob:
             remaining_load=self.data.tokens_from(self.step + 1),
             remaining_steps=self.total_steps - self.step,
             rank=adapter_rank(self.spec),
+            weight=self.weight,
         )
         first = {self.step: self.data.eval_batch(self.step)} if self._eval_is_due(self.step) else {}
         return self.refill(empty.extend((), first), window=window)
@@ -132,6 +154,7 @@ class TrainingJob:
         tokens = sum(count for _, count in self._sums.values())
         loss = self._mean_loss()
         self._evaluated = step
+        self._compare(loss, step)
         if step == 0:
             self.progress.eval_before = loss
         else:
@@ -146,6 +169,15 @@ class TrainingJob:
         """Continue after ``step`` with what :meth:`state` said then."""
         self.progress = Progress(**state)
         self.step = step
+
+    def _compare(self, loss: float, step: int) -> None:
+        progress, patience = self.progress, self.spec.eval.patience
+        if math.isfinite(loss) and (progress.eval_best is None or loss < progress.eval_best):
+            progress.eval_best, progress.stale = loss, 0
+        else:
+            progress.stale += 1
+        if patience is not None and progress.stale >= patience:
+            progress.tired_at = step
 
     def _mean_loss(self) -> float:
         # fsum is exact, so the mean does not depend on the order in which the samples ran.

@@ -13,6 +13,7 @@ from typing import Any
 from lorafusion.errors import CheckpointError, OutputError
 from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Place
+from lorafusion.training.arrivals import Newcomers
 from lorafusion.training.clock import Clock
 from lorafusion.training.course import Course
 from lorafusion.training.endings import Endings
@@ -32,6 +33,8 @@ from lorafusion.training.windows import Windows
 REASON_S = 2.0
 # Between two looks at what is still being written at the end of a run.
 LOOK_S = 0.005
+# The same for new jobs where there is none to train.
+IDLE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Workplace:
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
+        newcomers: Jobs that come while the run goes on; None: none do.
         places: Keeps which places were run.
     """
 
@@ -58,6 +62,7 @@ class Workplace:
     events: Events
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
+    newcomers: Newcomers | None = None
     places: PlaceTrace | None = None
 
 
@@ -80,7 +85,9 @@ class TrainingLoop:
         self.clock = Clock()
         self._endings = Endings(outputs, workplace.facts, self.clock, workplace.events)
         self._ahead = Ahead()
-        windows = Windows(self._jobs, workplace.limits, self._ahead)
+        # Where jobs come and go, each is to have its share; else the run is to end soonest.
+        policy = "makespan" if workplace.newcomers is None else "fair"
+        windows = Windows(self._jobs, workplace.limits, self._ahead, policy)
         self._course = Course(
             workplace.team,
             workplace.residents,
@@ -107,7 +114,7 @@ class TrainingLoop:
         Raises:
             PlanError: No plan can be made any more; what is done is saved.
         """
-        for job in [job for job in self._jobs.values() if job.finished]:
+        for job in [job for job in self._jobs.values() if job.finished or job.tired]:
             self._succeed(job)  # resumed from its last step
         self._pause_where_asked(list(self._jobs))
         with self._ahead:
@@ -122,14 +129,36 @@ class TrainingLoop:
             raise self._course.error
 
     def _next_place(self) -> Place | None:
-        """The next place; None at the end."""
-        self._read_post()
-        self._endings.settle()
+        """The next place; None at the end. Waits where jobs may still come and none is there."""
         place = self._place.executor.position
-        self._course.look_ahead(place)
+        while True:
+            self._read_post()
+            self._endings.settle()
+            self._admit()
+            self._course.look_ahead(place)
+            if not self._course.over(place) or not self._may_come():
+                break
+            self._course.rest(place)
+            with self._place.team.recorder.span("wait", place, "jobs"):
+                time.sleep(IDLE_S)
         if self._course.over(place):
             self._end(self._course.stop_reason or "")
         return self._course.take(place)
+
+    def _admit(self) -> None:
+        """Plan the jobs that have come, and are on all stages by now."""
+        newcomers = self._place.newcomers
+        for job in [] if newcomers is None else newcomers.take():
+            self._jobs[job.name] = job
+            if job.finished or job.tired:
+                self._succeed(job)  # resumed from its last step
+            else:
+                self._course.join(job)
+                self._pause_where_asked([job.name])
+
+    def _may_come(self) -> bool:
+        newcomers = self._place.newcomers
+        return newcomers is not None and newcomers.open and not self._course.stop_reason
 
     def _end(self, reason: str) -> None:
         """Hear what the last places brought, and let the other ranks go."""
@@ -174,7 +203,8 @@ class TrainingLoop:
             for name, step in place.completes:
                 if (job := self._jobs.get(name)) is not None:
                     said.append(_later(self._contain, job, self._report_eval, step))
-        said.append(_later(self._look_at, [name for name, _ in place.completes]))
+        names = [name for name, _ in place.completes]
+        said.append(_later(self._look_at, names))
         return said
 
     def _share_losses(self, place: Place, losses: Sequence[float]) -> None:
@@ -189,7 +219,7 @@ class TrainingLoop:
     def _look_at(self, names: Sequence[str]) -> None:
         """Jobs that have taken a step, or were evaluated, may be at their end."""
         for job in [self._jobs[name] for name in names if name in self._jobs]:
-            if job.finished:
+            if job.finished or job.tired:
                 self._succeed(job)
         self._pause_where_asked(names)
 
@@ -231,7 +261,7 @@ class TrainingLoop:
     def _succeed(self, job: TrainingJob) -> None:
         self._on_finished(job)
         self._leave(job, save=True)
-        self._endings.begin(job, "succeeded")
+        self._endings.begin(job, "succeeded", job.tired)
 
     def _fail(self, job: TrainingJob, reason: str) -> None:
         self._leave(job, save=False)
@@ -248,8 +278,12 @@ class TrainingLoop:
     def _read_post(self) -> None:
         for rank, message in self._place.team.post.poll():
             if message["kind"] == "shard":
-                shard = Shard.from_json(message["shard"])
-                self._outputs[message["job"]].add_shard(message["step"], shard)
+                output = self._outputs.get(message["job"])
+                if output is not None:  # else it has failed
+                    output.add_shard(message["step"], Shard.from_json(message["shard"]))
+            elif message["kind"] == "ready":
+                assert self._place.newcomers is not None, "all jobs were there at the start"
+                self._place.newcomers.hear(rank, message)
             elif message["kind"] == "failed":
                 self._hear_failure(message["job"], f"stage {rank}: {message['reason']}")
             else:

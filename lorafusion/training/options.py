@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lorafusion.training.trace_file import FOLDER
+
+if TYPE_CHECKING:
+    from lorafusion.training.arrivals import Arrivals
 
 TraceMode = Literal["off", "spans", "profile"]
 """What is kept of what each rank does: nothing; its spans; these, and torch's own profile."""
@@ -49,6 +52,8 @@ class RunOptions:
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
         generations: Let the base and each finished adapter answer one held-out prompt.
         trace: What is kept of what each rank does, in :attr:`traces`.
+        arrivals: Where jobs come from while the run goes on, on rank 0; None: from nowhere, and the
+            run ends with its last job.
     """
 
     output: Path
@@ -59,6 +64,7 @@ class RunOptions:
     should_stop_job: Callable[[str], str | None]
     generations: bool = False
     trace: TraceMode = "off"
+    arrivals: Arrivals | None = None
 
     @property
     def traces(self) -> Traces | None:

@@ -6,18 +6,12 @@ import json
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lorafusion.adapters.initial import ResolvedAdapter, note_on_base, overwritten_by
+from lorafusion.adapters.initial import overwritten_by
 from lorafusion.data.tokenizer import load_tokenizer
-from lorafusion.errors import (
-    AdapterError,
-    CheckpointError,
-    DataError,
-    ModelError,
-    OutputError,
-)
+from lorafusion.errors import OutputError
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import DTYPES, Base, check_base, combined_hash, load_base
@@ -26,25 +20,22 @@ from lorafusion.planner.devices import find_device
 from lorafusion.planner.plan import Limits
 from lorafusion.training import folders
 from lorafusion.training.alone import team_of_one
-from lorafusion.training.checkpoint import Checkpoint, Json, check_fingerprint, newest
+from lorafusion.training.arrivals import Newcomers
 from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
 from lorafusion.training.emulated import note_on_dtype
+from lorafusion.training.entry import OF_ONE_JOB, Entry, Hall, job_folder
 from lorafusion.training.events import Events
 from lorafusion.training.generation import held_out_generation
 from lorafusion.training.job import TrainingJob
-from lorafusion.training.job_setup import load_data, resolve
 from lorafusion.training.loop import TrainingLoop, Workplace
-from lorafusion.training.manifest import ManifestWriter
 from lorafusion.training.memory import device_memory, peak_rss_mb
 from lorafusion.training.memory_kinds import runtime_bytes
 from lorafusion.training.options import RunOptions
-from lorafusion.training.output import ExportFacts, JobOutput, fingerprint
+from lorafusion.training.output import ExportFacts
 from lorafusion.training.peak import device_peak
 from lorafusion.training.result import Generation, JobResult, RunResult
-from lorafusion.training.revision import Leave
 from lorafusion.training.run_facts import RunFacts, write_facts
-from lorafusion.training.shard_writer import shard_name
 from lorafusion.training.site import Site
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Message, Team
@@ -53,9 +44,6 @@ from lorafusion.training.trace_file import PlaceTrace
 RESULT_FILE = "result.json"
 # Fewer rows a microbatch leave the GEMMs small; twice as many gained nothing on two CPU cores.
 AUTO_CAPACITY = 2048
-
-# What fails one job alone while it is prepared.
-_OF_ONE_JOB = (DataError, AdapterError, ModelError, OutputError, CheckpointError)
 
 
 def train(
@@ -98,11 +86,6 @@ def train(
     return result
 
 
-def job_folder(job: JobSpec, output: Path) -> Path:
-    """Where a job's results go."""
-    return Path(job.output_dir) if job.output_dir else output / job.name
-
-
 def _keep_starting_points(spec: RunSpec, output: Path) -> None:
     """Refuse a run that would write over an adapter that a job of it starts from."""
     outputs = [job_folder(job, output) for job in spec.jobs]
@@ -116,14 +99,6 @@ def _keep_starting_points(spec: RunSpec, output: Path) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A job between its data and its place on the stages."""
-
-    spec: JobSpec
-    data: JobData
-
-
 class _Run:
     """The pieces of one run, from its data to its result."""
 
@@ -132,23 +107,21 @@ class _Run:
         self._options = options
         self._events = events
         self._team = team
-        self._config = check_base(spec.base_model)
-        self._tokenizer = load_tokenizer(spec.base_model)
+        config = check_base(spec.base_model)
+        tokenizer = load_tokenizer(spec.base_model)
+        self._hall = Hall(spec, options, events, team, config, tokenizer)
         self._jobs: list[TrainingJob] = []
-        self._adapters: dict[str, ResolvedAdapter] = {}
-        self._outputs: dict[str, JobOutput] = {}
         self._failed: dict[str, JobResult] = {}
-        self._leaves: list[Leave] = []
         self._generations: dict[str, Generation] = {}
 
     def load(self) -> None:
         """The data of every job, then the base, each rank its part; what fails has failed."""
-        prepared: list[_Prepared] = []
+        prepared: list[tuple[JobSpec, JobData]] = []
         for job in self._spec.jobs:
             self._events.status(f"preparing {job.name}")
             try:
-                prepared.append(_Prepared(*load_data(job, self._config, self._tokenizer)))
-            except _OF_ONE_JOB as error:
+                prepared.append(self._hall.load(job))
+            except OF_ONE_JOB as error:
                 self._fail(job, error)
         self._prepared = prepared
         self._capacity = self._choose_capacity()
@@ -184,28 +157,43 @@ class _Run:
             deterministic=self._spec.deterministic,
         )
         self._site.watch(self._runtime, self._options.traces)
-        for job in self._prepared:
+        self._entry = Entry(
+            self._hall, self._site, writers, base_hash=self._hash, capacity=self._capacity
+        )
+        for spec, data in self._prepared:
+            folder = job_folder(spec, self._options.output)
             try:
-                self._prepare_job(job, writers)
-            except _OF_ONE_JOB as error:
-                self._fail(job.spec, error)
-        self._tell_jobs()
+                job = self._entry.put(spec, data, folder, resume=self._options.resume)
+            except OF_ONE_JOB as error:
+                self._fail(spec, error)
+            else:
+                self._jobs.append(job)
+        self._entry.tell(self._jobs)
+        self._hear_ready()
 
     def train(self, started: float) -> Generator[None, None, RunResult]:
         """Run the loop and gather the results."""
+        newcomers = self._newcomers()
         loop = TrainingLoop(
-            self._workplace(), self._jobs, self._outputs, on_finished=self._generate
+            self._workplace(newcomers),
+            self._jobs,
+            self._entry.outputs,
+            on_finished=self._generate,
         )
-        loop.let_go(self._leaves)
+        loop.let_go(self._entry.leaves)
         self._write_facts()
-        yield from loop.run()
+        try:
+            yield from loop.run()
+        finally:
+            if newcomers is not None:
+                newcomers.close()
         self._report_held(loop, [int(message["held_bytes"]) for message in loop.done.values()])
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
-        results = {**self._failed, **loop.results}
+        results = {**self._failed, **self._entry.failed, **loop.results}
+        names = dict.fromkeys([*(job.name for job in self._spec.jobs), *results])
         return RunResult(
             jobs=tuple(
-                replace(results[job.name], generation=self._generations.get(job.name))
-                for job in self._spec.jobs
+                replace(results[name], generation=self._generations.get(name)) for name in names
             ),
             tokens_per_s=loop.clock.total_rate,
             training_s=loop.clock.seconds,
@@ -225,47 +213,20 @@ class _Run:
                 self._events.note(problem)
         return (own, *(StageTimes.from_dict(other["times"]) for other in others))
 
-    def _prepare_job(self, job: _Prepared, writers: ThreadPoolExecutor) -> None:
-        spec, adapter = resolve(job.spec, self._base.names)
-        if adapter.source is not None:
-            note = note_on_base(adapter.source, self._spec.base_model)
-            if note is not None:
-                self._events.note(f"job {spec.name}: {note}")
-        folder = job_folder(spec, self._options.output)
-        prints = fingerprint(spec, self._fingerprint(job.data, adapter))
-        checkpoint = self._checkpoint(folder, prints)
-        shards = [shard_name(stage) for stage in range(self._team.stages)]
-        manifests = ManifestWriter(folder / folders.CHECKPOINTS, writers, shards, prints)
-        manifests.start(checkpoint.step if checkpoint else 0)
-        shard = self._site.join(spec, job.data, adapter, folder, checkpoint)
-        training = TrainingJob(spec, job.data, shard)
-        if checkpoint is not None:
-            training.restore(checkpoint.state, step=checkpoint.step)
-        try:
-            output = JobOutput(folder, manifests, targets=adapter.targets, checkpoint=checkpoint)
-        except OutputError:
-            self._leaves.append(Leave(spec.name, training.step, save=False))
-            raise
-        self._jobs.append(training)
-        self._adapters[spec.name] = adapter
-        self._outputs[spec.name] = output
-        report = job.data.training.report
-        self._events.ready(spec.name, report, done=training.step, total_steps=training.total_steps)
-
-    def _tell_jobs(self) -> None:
-        """Put the jobs on the other stages too; one that a stage cannot hold has failed."""
-        wanted = [
-            {"name": job.name, "folder": str(self._outputs[job.name].folder), "step": job.step}
-            for job in self._jobs
-        ]
-        self._team.post.publish({"kind": "jobs", "jobs": wanted})
+    def _hear_ready(self) -> None:
+        """A job that another stage cannot hold has failed."""
         for rank, message in self._gather("ready").items():
             for name, reason in message["failed"].items():
                 for job in [job for job in self._jobs if job.name == name]:
                     self._jobs.remove(job)
-                    self._outputs.pop(name).close()
-                    self._leaves.append(Leave(name, job.step, save=False))
+                    self._entry.withdraw(job)
                     self._fail(job.spec, f"stage {rank}: {reason}")
+
+    def _newcomers(self) -> Newcomers | None:
+        arrivals = self._options.arrivals
+        if arrivals is None:
+            return None
+        return Newcomers(arrivals, self._entry, self._team.stages - 1)
 
     def _gather(self, kind: str) -> dict[int, Message]:
         """One message of a kind from each of the other ranks."""
@@ -280,11 +241,11 @@ class _Run:
     def _generate(self, job: TrainingJob) -> None:
         """The answer of an adapter that is done, while it is still there."""
         if self._options.generations:
-            generation = held_out_generation(self._base, self._site.bank, self._tokenizer, job)
+            generation = held_out_generation(self._base, self._site.bank, self._hall.tokenizer, job)
             if generation is not None:
                 self._generations[job.name] = generation
 
-    def _workplace(self) -> Workplace:
+    def _workplace(self, newcomers: Newcomers | None) -> Workplace:
         site = self._site
         limits = Limits(self._capacity, stages=self._team.stages)
         traces = self._options.traces
@@ -301,6 +262,7 @@ class _Run:
             events=self._events,
             should_stop=self._options.should_stop,
             should_stop_job=self._options.should_stop_job,
+            newcomers=newcomers,
         )
 
     def _write_facts(self) -> None:
@@ -309,7 +271,7 @@ class _Run:
             return
         facts = RunFacts(
             spec=self._spec,
-            config=self._config,
+            config=self._hall.config,
             names=self._base.names,
             device=self._team.device,
             threads=self._options.threads,
@@ -318,7 +280,9 @@ class _Run:
             peak=self._peak,
         )
         jobs = [
-            facts.job(job.name, self._outputs[job.name].folder, self._adapters[job.name])
+            facts.job(
+                job.name, self._entry.outputs[job.name].folder, self._entry.adapters[job.name]
+            )
             for job in self._jobs
         ]
         problem = write_facts(traces.folder, facts.document(jobs))
@@ -328,44 +292,23 @@ class _Run:
     def _choose_capacity(self) -> int:
         if self._spec.capacity != "auto":
             return self._spec.capacity
-        return max([AUTO_CAPACITY, *(job.data.longest for job in self._prepared)])
+        return max([AUTO_CAPACITY, *(data.longest for _, data in self._prepared)])
 
     def _choose_cut(self) -> Cut:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
         memory = device_memory(device, stages)
         ground = Ground(profile, memory, stages, self._capacity)
-        cut = choose_cut(self._spec, self._config, [job.data for job in self._prepared], ground)
+        cut = choose_cut(
+            self._spec, self._hall.config, [data for _, data in self._prepared], ground
+        )
         if cut.note is not None:
             self._events.note(cut.note)
         return cut
 
-    def _checkpoint(self, folder: Path, prints: dict[str, Json]) -> Checkpoint | None:
-        if not self._options.resume:
-            return None
-        found = newest(folder / folders.CHECKPOINTS, report=self._events.note)
-        if found is not None:
-            check_fingerprint(found, prints)
-        return found
-
-    def _fingerprint(self, data: JobData, adapter: ResolvedAdapter) -> dict[str, Json]:
-        prints: dict[str, Json] = {
-            "base": self._hash,
-            "data": data.training.content_hash,
-            "held_out": data.held_out.content_hash,
-            "dtype": self._spec.dtype,
-            "deterministic": self._spec.deterministic,
-        }
-        if adapter.source is not None:
-            prints["init_from"] = adapter.source.digest()
-        # Rounding depends on how a GEMM is cut over threads; elsewhere that is within tolerance.
-        return {**prints, "threads": self._options.threads} if self._spec.deterministic else prints
-
     def _fail(self, spec: JobSpec, error: Exception | str) -> None:
-        folder = str(job_folder(spec, self._options.output))
-        result = JobResult(spec.name, "failed", reason=str(error), folder=folder)
-        self._failed[spec.name] = result
-        self._events.ended(result)
+        folder = job_folder(spec, self._options.output)
+        self._failed[spec.name] = self._hall.failed(spec, folder, error)
 
     def _report_held(self, loop: TrainingLoop, others: list[int]) -> None:
         if self._spec.deterministic and loop.results:

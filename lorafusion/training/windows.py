@@ -13,8 +13,9 @@ from dataclasses import replace
 from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue, advance
+from lorafusion.planner.schedule import Policy
 from lorafusion.planner.verify import verify_plan
-from lorafusion.planner.windows import next_window
+from lorafusion.planner.windows import join, level, next_window
 from lorafusion.training.job import TrainingJob
 
 # Places planned ahead. A job completes at most one step a place, so as many steps are enough.
@@ -27,14 +28,33 @@ EFFORT_AT_ONCE = 6_000
 class Windows:
     """The plans of a run, one behind the other. Places are counted over the whole run."""
 
-    def __init__(self, jobs: Mapping[str, TrainingJob], limits: Limits, ahead: Ahead) -> None:
-        """``jobs`` are those that still train, by name, as they are at any time."""
+    def __init__(
+        self,
+        jobs: Mapping[str, TrainingJob],
+        limits: Limits,
+        ahead: Ahead,
+        policy: Policy = "makespan",
+    ) -> None:
+        """Nothing is planned yet.
+
+        Args:
+            jobs: Those that still train, by name, as they are at any time.
+            limits: What plans are made for.
+            ahead: Plans in another process.
+            policy: Whether the run as a whole is to end soonest, or each job to get its share at
+                any time, which is what jobs of many people want that come and go.
+        """
         self._jobs = jobs
+        self._policy: Policy = policy
         self._limits = limits
         self._ahead = ahead
         self._plan = Plan(limits, ())
         self._start = 0
         self._queues: Sequence[JobQueue] = [job.queue(window=WINDOW) for job in jobs.values()]
+
+    def add(self, job: TrainingJob) -> None:
+        """Plan the job too, from the next plan on; :meth:`cut` makes that come sooner."""
+        self._queues = join(self._queues, job.queue(window=WINDOW))
 
     def cut(self, place: int) -> None:
         """Run the plan only up to ``place``; what is behind is planned anew."""
@@ -55,12 +75,18 @@ class Windows:
         if self._ahead.asked:
             plan = self._ahead.take()
         else:
-            plan = next_window(queues, self._limits, max_places=WINDOW, effort=EFFORT_AT_ONCE)
+            plan = next_window(
+                queues,
+                self._limits,
+                max_places=WINDOW,
+                policy=self._policy,
+                effort=EFFORT_AT_ONCE,
+            )
             verify_plan(plan, queues)
         self._queues, self._plan, self._start = queues, plan, start
         behind = self._refilled(self._after(plan))
         if not all(queue.empty for queue in behind):
-            self._ahead.submit(behind, self._limits, max_places=WINDOW)
+            self._ahead.submit(behind, self._limits, max_places=WINDOW, policy=self._policy)
         return plan
 
     def idle(self, plan: Plan) -> None:
@@ -72,10 +98,11 @@ class Windows:
     def _after(self, plan: Plan) -> Sequence[JobQueue]:
         return advance(self._queues, plan)
 
-    def _refilled(self, queues: Sequence[JobQueue]) -> list[JobQueue]:
+    def _refilled(self, queues: Sequence[JobQueue]) -> Sequence[JobQueue]:
         """The queues of the jobs that are there, each with as many steps as a window may take."""
-        return [
+        filled = [
             self._jobs[queue.name].refill(queue, window=WINDOW)
             for queue in queues
             if queue.name in self._jobs
         ]
+        return level(filled, self._limits) if self._policy == "fair" else filled

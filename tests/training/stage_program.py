@@ -25,9 +25,11 @@ import torch  # noqa: E402
 
 from lorafusion.cli import rank as rank_command  # noqa: E402
 from lorafusion.errors import PlanError  # noqa: E402
+from lorafusion.launch import lead  # noqa: E402
 from lorafusion.launch.stopping import StopRequest  # noqa: E402
 from lorafusion.training import windows  # noqa: E402
 from tests.training.planted import Fault, plant  # noqa: E402
+from tests.training.timetable import Timetable  # noqa: E402
 
 # What ranks import as they go.
 LATER = """
@@ -101,6 +103,8 @@ def prepare(case: dict[str, Any], rank: int) -> None:
         pause_after(case["pause_after"])
     if case["plans"] is not None:
         fail_after_plans(case["plans"])
+    if case["coming"]:
+        let_come(case["coming"])
 
 
 def stop_run_after(calls: int) -> None:
@@ -144,6 +148,28 @@ def fail_after_plans(plans: int) -> None:
         return next_plan(self)
 
     windows_class.next_plan = failing
+
+
+def let_come(coming: dict[str, Any]) -> None:
+    """Jobs join the run: see :class:`tests.training.timetable.Timetable`."""
+    lead_run = lead.lead_run
+
+    def with_arrivals(rank: Any, team: Any, events: Any) -> Any:
+        table = Timetable(rank.output, coming)
+        for name in ("step", "ended"):
+            setattr(events, name, _both(getattr(events, name), getattr(table, name)))
+        return lead_run(rank, team, events, table)
+
+    module: Any = lead
+    module.lead_run = with_arrivals
+
+
+def _both(first: Any, second: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> None:
+        first(*arguments, **options)
+        second(*arguments, **options)
+
+    return call
 
 
 def wait_for(ranks: dict[int, int], timeout_s: float) -> list[int | None]:

@@ -36,6 +36,9 @@ class Case:
     plans: int | None = None
     timeout_s: float = 200
     trace: bool | None = False
+    coming: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]] = field(
+        default_factory=dict[str, Any]
+    )
 
 
 @dataclass(frozen=True)
