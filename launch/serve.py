@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +11,16 @@ from lorafusion.files import home
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.jobs.store.claims import Worker
 from lorafusion.jobs.store.database import Database
-from lorafusion.jobs.store.submitting import group_of
 from lorafusion.launch.local import LocalOptions, finish_local
+from lorafusion.launch.served_file import read_worker
 from lorafusion.launch.stopping import StopRequest
-from lorafusion.launch.store_worker import StoreWorker, WorkerOptions
+from lorafusion.launch.store_worker import StoreWorker, WorkerOptions, new_worker
+from lorafusion.launch.worker import Rank
 from lorafusion.training.events import Events
 from lorafusion.training.result import RunResult
+from lorafusion.training.team import Team
 
-__all__ = ["ServeOptions", "new_worker", "serve", "served_run"]
+__all__ = ["ServeOptions", "serve", "serve_stages", "worker_folder"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ServeOptions:
 
     Attributes:
         url: The store.
-        run: The base and the run's settings, without jobs: see :func:`served_run`.
+        run: The base and the run's settings, without jobs: see
+            :func:`lorafusion.launch.served_file.served_run`.
         worker: How it works.
         stop: Ends it; a signal does too.
     """
@@ -39,18 +41,9 @@ class ServeOptions:
     stop: StopRequest = field(default_factory=StopRequest)
 
 
-def served_run(base_model: str, **settings: object) -> RunSpec:
-    """A run that begins without jobs."""
-    place = Path(base_model)
-    base = str(place.absolute()) if place.exists() else base_model
-    return RunSpec.model_construct(base_model=base, jobs=(), **settings)
-
-
-def new_worker(run: RunSpec) -> Worker:
-    """This process, under a name that no other worker has."""
-    host = socket.gethostname()
-    name = f"{host[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
-    return Worker(name, host, os.getpid(), group_of(run), run.base_model)
+def worker_folder(name: str) -> Path:
+    """Where a server keeps what is not of one job."""
+    return home() / "workers" / name
 
 
 def serve(options: ServeOptions, events: Events) -> RunResult:
@@ -62,15 +55,32 @@ def serve(options: ServeOptions, events: Events) -> RunResult:
         StoreError: The store cannot be opened or written.
         ModelError: The base cannot be used.
     """
-    database = Database(options.url)
     worker = new_worker(options.run)
-    with StoreWorker(database, worker, options.worker, options.stop, events) as told:
+    with _working(worker, options, events) as told:
         local = LocalOptions(
-            home() / "workers" / worker.id,
-            stop=options.stop,
-            trace="off",
-            arrivals=told,
+            worker_folder(worker.id), stop=options.stop, trace="off", arrivals=told
         )
-        result = finish_local(options.run, local, told)
-    database.close()
-    return result
+        return finish_local(options.run, local, told)
+
+
+def serve_stages(rank: Rank, team: Team, url: str, events: Events) -> RunResult:
+    """:func:`serve` on the first of several ranks; the others follow as in any run.
+
+    Where one of them is lost the jobs are given back before this one ends, and the next start takes
+    them again.
+    """
+    from lorafusion.launch.lead import lead_run
+
+    options = ServeOptions(url, rank.spec, read_worker(rank.options.file), rank.stop)
+    with _working(new_worker(rank.spec), options, events) as told:
+        return lead_run(rank, team, told, arrivals=told)
+
+
+@contextmanager
+def _working(worker: Worker, options: ServeOptions, events: Events) -> Generator[StoreWorker]:
+    database = Database(options.url)
+    try:
+        with StoreWorker(database, worker, options.worker, options.stop, events) as told:
+            yield told
+    finally:
+        database.close()

@@ -6,7 +6,10 @@ and leases are renewed while a microbatch runs or a base is loaded.
 
 from __future__ import annotations
 
+import os
 import queue
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,19 +21,20 @@ from typing import Any, Self
 from lorafusion.data.dataset import DatasetReport
 from lorafusion.errors import FolderInUseError, LostClaimError, OutputError, StoreError
 from lorafusion.jobs.confine import check_inside
-from lorafusion.jobs.schema import JobSpec
+from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.jobs.store.claims import LEASE_S, Claims, Progress, Worker
 from lorafusion.jobs.store.database import Database
 from lorafusion.jobs.store.records import JobRecord
 from lorafusion.jobs.store.states import State, Wanted
+from lorafusion.jobs.store.submitting import group_of
 from lorafusion.launch.stopping import StopRequest
 from lorafusion.training.arrivals import Arrival
-from lorafusion.training.events import Events
+from lorafusion.training.events import Events, Relay
 from lorafusion.training.folders import claim_folder
 from lorafusion.training.job import StepResult
 from lorafusion.training.result import JobResult
 
-__all__ = ["StoreWorker", "WorkerOptions"]
+__all__ = ["StoreWorker", "WorkerOptions", "new_worker"]
 
 _CANCELLED, _PAUSED, _LOST = "cancelled on request", "paused on request", "lost"
 _REASONS: dict[Wanted | None, str] = {Wanted.CANCEL: _CANCELLED, Wanted.PAUSE: _PAUSED}
@@ -51,6 +55,8 @@ class WorkerOptions:
         poll_s: Seconds between two looks at the store.
         lease_s: See :class:`Claims`.
         workspace: Folder that jobs may not read or write outside of; None: no limit.
+        fixed: The run has its jobs, under their own names: all that wait are claimed at the start,
+            and none after that.
     """
 
     residents: int = 50
@@ -59,29 +65,28 @@ class WorkerOptions:
     poll_s: float = 0.5
     lease_s: float = LEASE_S
     workspace: Path | None = None
+    fixed: bool = False
 
 
 @dataclass
 class _Held:
-    """A job that this worker has claimed.
-
-    In the run it has a name that it never has again: where it is paused and comes back, stages may
-    not have let it go yet.
-    """
+    """A job that this worker has claimed, and its name in the run."""
 
     record: JobRecord
+    name: str
     lock: ExitStack = field(default_factory=ExitStack)
     """Of its folder: on this machine it holds even where a lease does not."""
     total_steps: int = 0
 
-    @property
-    def name(self) -> str:
-        """Its name in the run."""
-        claim = self.record.claim
-        return self.record.id if claim == 1 else f"{self.record.id}.{claim}"
+
+def new_worker(run: RunSpec) -> Worker:
+    """This process, under a name that no worker ever had."""
+    host = socket.gethostname()[:32]
+    name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    return Worker(name, host, os.getpid(), group_of(run), run.base_model)
 
 
-class StoreWorker(Events):
+class StoreWorker(Relay):
     """Gives a run its arrivals, and is told of it. Use it in a ``with`` block around the run."""
 
     def __init__(
@@ -93,11 +98,11 @@ class StoreWorker(Events):
         inner: Events,
     ) -> None:
         """``stop``: through it jobs are cancelled and paused. ``inner`` is told everything too."""
+        super().__init__(inner)
         self._database = database
         self._claims = Claims(database, worker, lease_s=options.lease_s)
         self._options = options
         self._stop = stop
-        self._inner = inner
         self._held: dict[str, _Held] = {}
         self._claimed: queue.SimpleQueue[_Held] = queue.SimpleQueue()
         self._locked: list[_Held] = []
@@ -116,6 +121,9 @@ class StoreWorker(Events):
             StoreError: It cannot be written.
         """
         self._claims.enter()
+        if self._options.fixed:
+            self._claim()
+            self._room = 0
         self._thread.start()
         return self
 
@@ -169,34 +177,26 @@ class StoreWorker(Events):
 
     # --- events, on the training thread
 
-    def status(self, text: str) -> None:
-        """Passed on."""
-        self._inner.status(text)
-
     def ready(self, name: str, report: DatasetReport, *, done: int, total_steps: int) -> None:
         """It runs."""
         held = self._held[name]
         held.total_steps = total_steps
         self._set_progress(held.record.id, Progress(done, total_steps, None))
         self._say(lambda: self._claims.move(held.record.id, State.RUNNING))
-        self._inner.ready(name, report, done=done, total_steps=total_steps)
+        super().ready(name, report, done=done, total_steps=total_steps)
 
     def step(self, name: str, result: StepResult, *, tokens_per_s: float) -> None:
         """How far it is; the store hears of it with the next look."""
         loss = None if result.skipped else result.loss
         held = self._held[name]
         self._set_progress(held.record.id, Progress(result.step, held.total_steps, loss))
-        self._inner.step(name, result, tokens_per_s=tokens_per_s)
+        super().step(name, result, tokens_per_s=tokens_per_s)
 
     def evaluated(self, name: str, step: int, loss: float) -> None:
         """Passed on, and written down."""
         job, text = self._held[name].record.id, f"held-out loss {loss:.4f} after step {step}"
         self._say(lambda: self._claims.note(job, text))
-        self._inner.evaluated(name, step, loss)
-
-    def note(self, text: str) -> None:
-        """Passed on."""
-        self._inner.note(text)
+        super().evaluated(name, step, loss)
 
     def ended(self, result: JobResult) -> None:
         """It is free again, and what came of it is in its folder."""
@@ -207,7 +207,7 @@ class StoreWorker(Events):
             job, reason = held.record.id, result.reason
             self._say(lambda: self._claims.move(job, state, reason=reason))
         self._say(self._make_room)
-        self._inner.ended(result)
+        super().ended(result)
 
     # --- the store's thread
 
@@ -255,13 +255,19 @@ class StoreWorker(Events):
         self._idle = False  # until it is known that nothing waits
         found = self._claims.claim(self._room)
         self._room -= len(found)
-        for held in map(_Held, found):
+        for held in (_Held(record, self._name_of(record)) for record in found):
             self._held[held.name] = held
             self._claimed.put(held)
         self._idle = not found
 
+    def _name_of(self, record: JobRecord) -> str:
+        """One that a job never has again: stages may not have let it go when it comes back."""
+        if self._options.fixed:
+            return record.name
+        return record.id if record.claim == 1 else f"{record.id}.{record.claim}"
+
     def _make_room(self) -> None:
-        self._room += 1
+        self._room += not self._options.fixed
 
     def _set_progress(self, name: str, progress: Progress) -> None:
         with self._mutex:

@@ -55,6 +55,7 @@ class RankOptions:
         hang_timeout_s: Without progress on any rank, until the run is ended.
         start_timeout_s: Within which every rank must have come.
         trace: What is kept of what each rank does when, in ``output``/trace.
+        read: Reads ``file``.
     """
 
     file: Path
@@ -64,6 +65,7 @@ class RankOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     start_timeout_s: float = START_TIMEOUT_S
     trace: TraceMode = "spans"
+    read: Callable[[Path], RunFile] = read_run_file
 
 
 class _EarlySignals:
@@ -158,7 +160,7 @@ def run_rank(
 def _prepare(world: World, options: RankOptions, signals: _EarlySignals) -> Rank:
     run, problem = None, None
     try:
-        run = read_run_file(options.file)
+        run = options.read(options.file)
         run.valid()
     except LorafusionError as error:
         problem = error

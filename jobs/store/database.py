@@ -15,7 +15,9 @@ from lorafusion.errors import StoreError
 from lorafusion.files import home
 from lorafusion.jobs.store.tables import HEAD
 
-__all__ = ["Database", "default_url"]
+__all__ = ["FILE", "Database", "default_url", "url_of"]
+
+FILE = "store.db"
 
 # Until a writer that waits for another gives up. A write takes milliseconds.
 _BUSY_S = 30
@@ -24,7 +26,26 @@ _VERSION = text("SELECT version_num FROM alembic_version")
 
 def default_url() -> str:
     """Of the store under ``$LORAFUSION_HOME``."""
-    return f"sqlite:///{home() / 'store.db'}"
+    return _sqlite(home() / FILE)
+
+
+def url_of(place: Path) -> str:
+    """Of a store that is there: its file, or the folder that it is in.
+
+    Raises:
+        StoreError: There is none.
+    """
+    file = place / FILE if place.is_dir() else place
+    if not file.is_file():
+        raise StoreError(
+            f"store {place}: no store is there. Allowed: a folder with {FILE}, as `lorafusion "
+            "train` leaves in its output, or a URL such as sqlite:////path/store.db."
+        )
+    return _sqlite(file)
+
+
+def _sqlite(file: Path) -> str:
+    return f"sqlite:///{file.absolute()}"
 
 
 class Database:
@@ -107,10 +128,14 @@ class Database:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": _BUSY_S, "isolation_level": None})
+    engine = create_engine(
+        parsed,
+        connect_args={"timeout": _BUSY_S, "isolation_level": None},
+        hide_parameters=True,  # jobs of other people do not belong in an error
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

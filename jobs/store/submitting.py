@@ -32,9 +32,10 @@ class Submission:
     Attributes:
         spec: The jobs.
         file: The name of their file, for people.
-        root: Folder in which each job gets one of its own, by its id.
+        root: Folder in which each job gets one of its own.
         priority: Of all of them; the higher goes first.
         key: The submitter's name for it: the same key is taken once. None: none.
+        by_name: Folders have the names of the jobs, not their ids.
     """
 
     spec: RunSpec
@@ -42,6 +43,7 @@ class Submission:
     root: Path
     priority: int = 0
     key: str | None = None
+    by_name: bool = False
 
 
 def group_of(spec: RunSpec) -> str:
@@ -93,6 +95,7 @@ def _row(
     what: Submission, spec: RunSpec, job: JobSpec, submission: str, now: float
 ) -> dict[str, object]:
     name = f"{job.name}-{secrets.token_hex(4)}"
+    folder = job.name if what.by_name else name
     return {
         "id": name,
         "submission": submission,
@@ -101,7 +104,7 @@ def _row(
         "base": spec.base_model,
         "run": spec.model_dump_json(exclude={"jobs"}, exclude_unset=True),
         "spec": _text(job),
-        "folder": job.output_dir or str(what.root.absolute() / name),
+        "folder": job.output_dir or str(what.root.absolute() / folder),
         "priority": what.priority,
         "state": State.PENDING.value,
         "wanted": Wanted.RUN.value,

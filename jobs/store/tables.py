@@ -38,7 +38,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("id", String(32), nullable=False, unique=True),
+    Column("id", String(80), nullable=False, unique=True),
     Column("submission", String(32), ForeignKey("submissions.id"), nullable=False),
     Column("name", String(64), nullable=False),
     # Jobs of one group may share a base that is loaded: same base, number format, mode.
@@ -71,7 +71,7 @@ events = Table(
     "events",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=True),
-    Column("job", String(32), ForeignKey("jobs.id"), nullable=False),
+    Column("job", String(80), ForeignKey("jobs.id"), nullable=False),
     Column("at", Float, nullable=False),
     Column("kind", String(16), nullable=False),
     Column("text", Text, nullable=False),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorafusion.cli import show_error
 from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
+from lorafusion.cli.serve import STOPPED
+from lorafusion.cli.store_options import VARIABLE
 from lorafusion.cli.train import existing_results, resume_command, show_run, write_end_report
 from lorafusion.errors import LorafusionError
+from lorafusion.jobs.loading import read_run_file
 from lorafusion.launch.codes import StoppedEarly
 from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
 from lorafusion.training.options import trace_mode
@@ -40,6 +44,9 @@ def command(  # noqa: PLR0913 - one argument an option
     as_json: AsJson = False,
     hang_timeout: HangTimeout = HANG_TIMEOUT_S,
     trace: Trace = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="FILE is a server's: jobs come from the store.")
+    ] = False,
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds within which every rank must have come.")
     ] = START_TIMEOUT_S,
@@ -48,6 +55,12 @@ def command(  # noqa: PLR0913 - one argument an option
 
     Exit code: as `lorafusion train`, on rank 0; on the others 0, or 2 or 1 if an error ended all.
     """
+    if serve:
+        from lorafusion.launch.served_file import read_served
+
+        read, lead, trace = read_served, _lead_server, False
+    else:
+        read, lead = read_run_file, partial(_lead_run, as_json=as_json)
     options = RankOptions(
         file,
         stages,
@@ -56,39 +69,54 @@ def command(  # noqa: PLR0913 - one argument an option
         hang_timeout_s=hang_timeout,
         start_timeout_s=start_timeout,
         trace=trace_mode(trace),
+        read=read,
     )
-    _leave(_run(options, as_json=as_json))
+    _leave(run_rank(options, lead, _follow, show=_show))
 
 
-def _run(options: RankOptions, *, as_json: bool) -> int:
-    def lead(rank: Rank, team: Team) -> int:
-        for note in rank.run.notes if rank.run else ():
-            typer.echo(f"note: {note}", err=as_json)
-        return show_run(
-            rank.spec,
-            lambda events: _lead(rank, team, events),
-            rank.stop,
-            as_json=as_json,
-            resume=resume_command(options.file, options.output, options.stages),
-        )
+def _lead_run(rank: Rank, team: Team, *, as_json: bool) -> int:
+    options = rank.options
+    for note in rank.run.notes if rank.run else ():
+        typer.echo(f"note: {note}", err=as_json)
+    return show_run(
+        rank.spec,
+        lambda events: _lead(rank, team, events),
+        rank.stop,
+        as_json=as_json,
+        resume=resume_command(options.file, options.output, options.stages),
+    )
 
-    def follow(rank: Rank, team: Team) -> None:
-        from lorafusion.cli.quiet import quiet_transformers
-        from lorafusion.launch.lead import follow_run
 
-        quiet_transformers()
-        follow_run(rank, team)
+def _lead_server(rank: Rank, team: Team) -> int:
+    from lorafusion.cli.display import make_console
+    from lorafusion.cli.lines import Lines
+    from lorafusion.cli.quiet import quiet_transformers
+    from lorafusion.launch.serve import serve_stages
 
-    return run_rank(options, lead, follow, show=_show)
+    quiet_transformers()
+    serve_stages(rank, team, os.environ[VARIABLE], Lines(make_console(stderr=False)))
+    signal = rank.stop.signal
+    return 0 if signal is None else STOPPED + signal
+
+
+def _follow(rank: Rank, team: Team) -> None:
+    from lorafusion.cli.quiet import quiet_transformers
+    from lorafusion.launch.lead import follow_run
+
+    quiet_transformers()
+    follow_run(rank, team)
 
 
 def _lead(rank: Rank, team: Team, events: Events) -> RunResult:
     """Train, and draw what the ranks did."""
     from lorafusion.launch.lead import lead_run
+    from lorafusion.launch.run_store import RunStore, StoredRun
     from lorafusion.plans.pipeline_report import write_pipeline_report
     from lorafusion.training.trace_file import FOLDER
 
-    result = lead_run(rank, team, events)
+    run = StoredRun(rank.spec, rank.options.file, rank.output)
+    with RunStore(run, rank.stop, events) as told:
+        result = lead_run(rank, team, told)
     if rank.options.trace != "off":
         events.status("drawing the pipeline")
         for note in write_pipeline_report(rank.output / FOLDER, team.stages):

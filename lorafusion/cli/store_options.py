@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+VARIABLE = "LORAFUSION_STORE"
+
 Store = Annotated[
     str,
     typer.Option(
-        envvar="LORAFUSION_STORE",
-        help="The store of jobs, a URL of SQLAlchemy; by default a file in $LORAFUSION_HOME.",
+        envvar=VARIABLE,
+        help="The store of jobs: a URL of SQLAlchemy, or the folder of a run of `train`; "
+        "by default a file in $LORAFUSION_HOME.",
         show_default=False,
     ),
 ]
@@ -18,6 +22,8 @@ Store = Annotated[
 
 def store_url(given: str) -> str:
     """The store that is meant."""
-    from lorafusion.jobs.store.database import default_url
+    from lorafusion.jobs.store.database import default_url, url_of
 
+    if given and "://" not in given:
+        return url_of(Path(given))
     return given or default_url()

@@ -52,7 +52,10 @@ def command(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Train all jobs of a job file at once over one frozen base.
 
-    Exit code: 0 all jobs succeeded, 1 some failed or a process was lost, 2 bad input, 130 or 143
+    While it runs, and afterwards, `lorafusion status --store OUTPUT` shows how the jobs stand, and
+    `logs`, `cancel` and `pause` work on them too.
+
+    Exit code: 0 all jobs succeeded, 1 some did not or a process was lost, 2 bad input, 130 or 143
     stopped by SIGINT or SIGTERM with all state saved.
     """
     existing = existing_results(resume=resume, overwrite=overwrite)
@@ -76,6 +79,7 @@ def command(  # noqa: PLR0913 - one argument an option
     prepare_environment()
     # Importing torch and transformers takes seconds: not before the file is known to be good.
     from lorafusion.launch.local import LocalOptions, finish_local
+    from lorafusion.launch.run_store import RunStore, StoredRun
     from lorafusion.launch.stopping import StopRequest
 
     stop = StopRequest()
@@ -88,7 +92,8 @@ def command(  # noqa: PLR0913 - one argument an option
             generations=show_generation,
             trace=trace_mode(trace),
         )
-        result = finish_local(spec, options, events)
+        with RunStore(StoredRun(spec, file, options.output), stop, events) as told:
+            result = finish_local(spec, options, told)
         write_end_report(options.output, events)
         return result
 
@@ -175,4 +180,4 @@ def _exit_code(result: RunResult, stop: StopRequest) -> int:
     states = {job.state for job in result.jobs}
     if stop.signal is not None and "paused" in states:
         return _STOPPED + stop.signal
-    return SOME_FAILED if "failed" in states else 0
+    return 0 if states <= {"succeeded"} else SOME_FAILED

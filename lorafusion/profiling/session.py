@@ -84,6 +84,7 @@ def profile_run(
         {stages: profile.parts(threads[stages]) for stages in wish.stages},
         row_bytes=base.dtype.itemsize * config.get_text_config().hidden_size,
         memory_bytes=_memory(profile, threads, device),
+        error=max(one.error for one in profile.passes),
     )
     return Found(profile, advice)
 

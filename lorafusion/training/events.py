@@ -10,6 +10,9 @@ from lorafusion.training.result import JobResult
 class Events:
     """Called on the training thread, so it must be quick."""
 
+    def begun(self) -> None:
+        """The run's folders are its own, and nothing was refused; once, before all else."""
+
     def status(self, text: str) -> None:
         """What is being done now, when it may take a while."""
 
@@ -27,3 +30,38 @@ class Events:
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+
+class Relay(Events):
+    """Tells another all of it; subclasses do something beside."""
+
+    def __init__(self, inner: Events) -> None:
+        self._inner = inner
+
+    def begun(self) -> None:
+        """Passed on."""
+        self._inner.begun()
+
+    def status(self, text: str) -> None:
+        """Passed on."""
+        self._inner.status(text)
+
+    def ready(self, name: str, report: DatasetReport, *, done: int, total_steps: int) -> None:
+        """Passed on."""
+        self._inner.ready(name, report, done=done, total_steps=total_steps)
+
+    def step(self, name: str, result: StepResult, *, tokens_per_s: float) -> None:
+        """Passed on."""
+        self._inner.step(name, result, tokens_per_s=tokens_per_s)
+
+    def evaluated(self, name: str, step: int, loss: float) -> None:
+        """Passed on."""
+        self._inner.evaluated(name, step, loss)
+
+    def ended(self, result: JobResult) -> None:
+        """Passed on."""
+        self._inner.ended(result)
+
+    def note(self, text: str) -> None:
+        """Passed on."""
+        self._inner.note(text)

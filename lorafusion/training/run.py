@@ -72,6 +72,7 @@ def train(
             folders.prepare_job_folder(
                 job_folder(job, options.output), resume=options.resume, overwrite=options.overwrite
             )
+        events.begun()
         team = team or team_of_one(options.traces)
         try:
             run = _Run(spec, options, events, team)

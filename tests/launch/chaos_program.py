@@ -82,7 +82,8 @@ def main(folder: Path, cases: list[str]) -> None:
     for number, case in enumerate(cases):
         place = folder / f"case-{number}"
         place.mkdir()
-        print(json.dumps(run_case(spec, place, case)), flush=True)
+        sys.stdout.write(json.dumps(run_case(spec, place, case)) + "\n")
+        sys.stdout.flush()
 
 
 def run_case(spec: RunSpec, place: Path, case: str) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.launch.service import Job, Service
+from tests.training import runs
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PROGRAM = HERE / "rank_program.py"
@@ -130,3 +133,17 @@ def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE_S) -> No
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.05)
+
+
+@pytest.fixture
+def service(tiny_base: Path, tmp_path: Path) -> Iterator[Service]:
+    """A store, and servers that end with the test."""
+    running = Service(tmp_path, tiny_base)
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    """Four jobs of eight steps."""
+    return runs.four_jobs(tmp_path, steps=8)

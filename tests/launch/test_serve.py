@@ -7,120 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.training import runs
+from tests.launch.service import PATIENCE_S, ROOT, Job, Service, all_are, assert_same
 
 pytestmark = pytest.mark.multiproc
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0
-
-Job = dict[str, Any]
-
-
-class Service:
-    """A store in a folder, commands on it, and servers."""
-
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.folder = folder
-        self.base = base
-        self._environment = {
-            **os.environ,
-            "LORAFUSION_HOME": str(folder / "home"),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.servers: list[subprocess.Popen[str]] = []
-
-    def run(self, *arguments: object, code: int = 0) -> str:
-        """A command of ``lorafusion``; returns what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-m", "lorafusion", *map(str, arguments)],
-            cwd=ROOT, env=self._environment, text=True, capture_output=True, check=False,
-            timeout=PATIENCE_S,
-        )  # fmt: skip
-        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done.stdout
-
-    def serve(self, *options: object) -> subprocess.Popen[str]:
-        """Start a server."""
-        command = ["serve", "--base", self.base, "--deterministic", "--threads", 1, *options]
-        server = subprocess.Popen(
-            [sys.executable, "-m", "lorafusion", *map(str, command)],
-            cwd=ROOT, env=self._environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self.servers.append(server)
-        return server
-
-    def submit(self, jobs: Sequence[Job], *options: object) -> list[str]:
-        """Returns their ids."""
-        file = self.folder / "jobs.yaml"
-        file.write_text(json.dumps(self.spec(jobs)))
-        return json.loads(self.run("submit", file, "--json", *options))
-
-    def spec(self, jobs: Sequence[Job]) -> Job:
-        """A job file."""
-        return {"base_model": str(self.base), "deterministic": True, "jobs": list(jobs)}
-
-    def status(self) -> dict[str, Job]:
-        """Jobs by name."""
-        found = json.loads(self.run("status", "--all", "-o", "json"))
-        return {job["name"]: job for job in found}
-
-    def until(self, holds: Callable[[dict[str, Job]], bool]) -> dict[str, Job]:
-        """Wait for it; returns how the jobs stand then."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not holds(found := self.status()):
-            assert time.monotonic() < deadline, f"waited in vain: {found}"
-            time.sleep(0.1)
-        return found
-
-    def end(self) -> None:
-        """Kill what runs."""
-        for server in self.servers:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.communicate()
-
-
-@pytest.fixture
-def service(tiny_base: Path, tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path, tiny_base)
-    yield running
-    running.end()
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> list[Job]:
-    return runs.four_jobs(tmp_path, steps=8)
-
-
-def alone(service: Service, jobs: Sequence[Job]) -> Path:
-    """The same jobs, each by itself and undisturbed."""
-    for job in jobs:
-        folder = service.folder / "alone" / job["name"]
-        runs.run(folder, service.base, [job], deterministic=True)
-    return service.folder / "alone"
-
-
-def assert_same(service: Service, found: dict[str, Job], jobs: Sequence[Job]) -> None:
-    expected = alone(service, jobs)
-    for job in jobs:
-        name = job["name"]
-        runs.assert_same_bytes(Path(found[name]["folder"]), expected / name / name)
-        assert (Path(found[name]["folder"]) / "adapter" / "adapter_config.json").exists()
-
-
-def all_are(state: str) -> Callable[[dict[str, Job]], bool]:
-    return lambda found: {job["state"] for job in found.values()} == {state}
 
 
 def test_jobs_that_were_there_before_any_server(service: Service, jobs: list[Job]) -> None:

@@ -48,6 +48,14 @@ def test_small_batches_are_better_together() -> None:
     assert not found.best.recompute
 
 
+@pytest.mark.parametrize("error", [0.0, 0.05, 0.2])
+def test_a_gain_within_the_error_is_none(error: float) -> None:
+    found = advise(jobs(6, 4), {1: PARTS}, row_bytes=ROW, memory_bytes={1: 1e9}, error=error).best
+    assert found.trials is not None
+    enough = (1 - max(error, 0.01)) * max(found.trials.values())
+    assert found.capacity == min(tokens for tokens, rate in found.trials.items() if rate >= enough)
+
+
 def test_where_nothing_is_gained_it_says_so() -> None:
     """Without a fixed cost, and on one stage, company saves nothing."""
     free = replace(

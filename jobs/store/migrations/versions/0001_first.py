@@ -30,7 +30,7 @@ def upgrade() -> None:
     op.create_table(
         "jobs",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("id", sa.String(32), nullable=False, unique=True),
+        sa.Column("id", sa.String(80), nullable=False, unique=True),
         sa.Column("submission", sa.String(32), sa.ForeignKey("submissions.id"), nullable=False),
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("group", sa.String(64), nullable=False),
@@ -59,7 +59,7 @@ def upgrade() -> None:
     op.create_table(
         "events",
         sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("job", sa.String(32), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.Column("job", sa.String(80), sa.ForeignKey("jobs.id"), nullable=False),
         sa.Column("at", sa.Float, nullable=False),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("text", sa.Text, nullable=False),
