@@ -8,6 +8,7 @@ bad lines of a file are found at once.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from lorafusion.errors import DataError
 
 Numbered = Iterator[tuple[int, object]]
 ROWS_AT_ONCE = 1024
+# A server reads what others name: neither a line nor an array may fill its memory.
+LONGEST_LINE = 64 << 20
+LARGEST_ARRAY = 2 << 30
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -136,9 +140,27 @@ def _numbered(batches: Any) -> Numbered:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     # Only "\n" ends a line of jsonl, as in a binary file: str.splitlines would also cut at U+2028.
+    for line, text in _raw_lines(path):
+        yield line, text.removesuffix(b"\n")
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """With their ends, without a byte order mark.
+
+    Raises:
+        DataError: A line is longer than any row.
+    """
     with path.open("rb") as file:
-        for line, text in enumerate(file, start=1):
-            yield line, (text.removeprefix(_BOM) if line == 1 else text).removesuffix(b"\n")
+        for line in itertools.count(1):
+            text = file.readline(LONGEST_LINE + 1)
+            if not text:
+                return
+            if len(text) > LONGEST_LINE:
+                raise DataError(
+                    f"{path}:{line}: has more than {LONGEST_LINE >> 20} MiB in one line; allowed: "
+                    "one row a line. Check that it is data, or keep it as parquet."
+                )
+            yield line, text.removeprefix(_BOM) if line == 1 else text
 
 
 def _decoded(text: bytes) -> object:
@@ -159,6 +181,11 @@ def _spans_lines(text: bytes) -> bool:
 
 
 def _decode_or_fail(path: Path) -> object:
+    if path.stat().st_size > LARGEST_ARRAY:
+        raise DataError(
+            f"{path}: is one JSON array of more than {LARGEST_ARRAY >> 30} GiB, which has to be "
+            "read as a whole; keep its rows as jsonl or parquet."
+        )
     data = path.read_bytes()
     try:
         return json.loads(data.decode("utf-8-sig"))
@@ -174,14 +201,13 @@ def _decode_or_fail(path: Path) -> object:
 
 def _csv_text(path: Path) -> Iterator[str]:
     # Decoded by the line, so that a byte that is no UTF-8 has a line to be named by.
-    with path.open("rb") as file:
-        for line, data in enumerate(file, start=1):
-            try:
-                yield (data.removeprefix(_BOM) if line == 1 else data).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{line}: is not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
-                ) from None
+    for line, data in _raw_lines(path):
+        try:
+            yield data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}:{line}: is not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
+            ) from None
 
 
 def _csv_row(header: list[str], cells: list[str]) -> object:

@@ -25,6 +25,8 @@ from lorafusion.errors import DataError
 from lorafusion.jobs.schema import DatasetConfig, DatasetType
 
 ROWS_SHOWN = 10
+MOST_ROWS = 50_000_000
+"""Of a dataset, whose tokens are held in memory."""
 
 
 class PlacedRow(NamedTuple):
@@ -67,6 +69,11 @@ class Rows:
         total = 0
         for part, number, raw in self.source.rows():
             total += 1
+            if total > MOST_ROWS:
+                raise DataError(
+                    f"{part.place(number)}: is one more than the {MOST_ROWS:,} rows that a dataset "
+                    "may have; train on a part of it."
+                )
             try:
                 row = self._checked(raw)
             except RowError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafusion.data import readers, rows
 from lorafusion.data.formats import Conversation, Message, PromptCompletion, Row
 from lorafusion.data.rows import read_rows
 from lorafusion.errors import DataError
@@ -146,3 +147,27 @@ def test_many_bad_rows_are_counted_and_ten_shown(tmp_path: Path) -> None:
     assert [f"{path}:{line}:" in lines[line - 1] for line in range(2, 12)] == [True] * 10
     assert lines[-1] == "... and 15 more"
     assert len(lines) == 12
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json"])
+def test_sizes_are_bounded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server reads what others name."""
+    monkeypatch.setattr(readers, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(readers, "LARGEST_ARRAY", 1 << 30)
+    file = tmp_path / name
+    start = {"rows.jsonl": b'{"text": "a"}\n', "rows.csv": b"text\na\n", "rows.json": b"["}[name]
+    with file.open("wb") as out:
+        out.write(start)
+        out.truncate(5 << 30)  # a hole: no room on the disk, zeros to whoever reads it
+    with pytest.raises(DataError, match=r"more than 1 [MG]iB"):
+        list(read_rows(DatasetConfig(path=str(file))))
+
+
+def test_rows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MOST_ROWS", 3)
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n' * 3)
+    assert len(list(read_rows(DatasetConfig(path=str(file))))) == 3
+    file.write_text('{"text": "a"}\n' * 4)
+    with pytest.raises(DataError, match=r"rows.jsonl:4: is one more than the 3 rows"):
+        list(read_rows(DatasetConfig(path=str(file))))
