@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lorafusion.cli.store_options import Store, store_url
 from lorafusion.cli.store_views import JobsView, jobs_table, plain
+
+if TYPE_CHECKING:
+    from lorafusion.jobs.store.records import JobRecord
 
 _NEWEST = 20
 _LOOK_S = 1.0
@@ -36,7 +39,7 @@ def command(
     database = Database(store_url(store))
     ids = [find(database, name).id for name in names or ()]
 
-    def jobs() -> list:
+    def jobs() -> list[JobRecord]:
         if ids:
             return [find(database, one) for one in ids]
         return list_jobs(database, newest=None if every else _NEWEST)

@@ -125,8 +125,8 @@ def advise(
             chosen = parts.recomputed(row_bytes) if recompute else parts
             try:
                 found = _try(queues, chosen, stages, memory_bytes[stages], search)
-            except PlanError as error:
-                options.append(Option(stages, recompute, refused=str(error)))
+            except PlanError as reason:
+                options.append(Option(stages, recompute, refused=str(reason)))
                 continue
             tried.append(replace(found, option=replace(found.option, recompute=recompute)))
             options.append(tried[-1].option)
