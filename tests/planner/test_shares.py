@@ -154,6 +154,18 @@ def test_a_sample_that_fits_beside_nothing_gets_its_share(window: int) -> None:
         assert longest_wait(service, job) <= 6
 
 
+def test_who_joins_beside_a_job_that_takes_little_does_not_shut_out_the_third() -> None:
+    """One that stands in every fourth place is 160 places behind its share after 640."""
+    limits = Limits(1000, 4)
+    little = JobQueue("little", steps(400, 1, 1000))
+    large, late = (JobQueue(name, steps(20, 100, 1000)) for name in ("large", "late"))
+    scripts = [Script(little), Script(large), Script(late, arrives=10)]
+    service = Service(limits, 64, "fair", scripts=scripts)
+    for _ in turns(service, 14):
+        pass
+    assert longest_wait(service, large) <= promised(large, [little, large, late], limits)
+
+
 def test_old_claims_lapse() -> None:
     """A job of small steps is far behind after a while, and so is who joins at its level.
 
