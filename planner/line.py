@@ -24,7 +24,6 @@ class Line:
         begun: Whether some of its samples are placed.
         length: Places to the end of the chain when nothing is in its way.
         left: Load of all that is not placed.
-        served: As :class:`lorafusion.planner.queue.JobQueue`.
     """
 
     def __init__(self, number: int, chain: Chain, limits: Limits) -> None:
@@ -33,7 +32,6 @@ class Line:
         self._limits = limits
         self._room = limits.capacity - limits.segment_load
         self.ready = chain.queue.ready_at
-        self.served = chain.queue.served
         self.left = sum(entry.load for entry in chain.entries)
         self._open(0)
 

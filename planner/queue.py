@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from lorafusion.errors import PlanError
 from lorafusion.planner.plan import Plan
+from lorafusion.planner.shares import Shares
 
 __all__ = ["Batch", "JobQueue", "advance"]
 
@@ -105,8 +106,8 @@ class JobQueue:
         ready_at: First place of the coming window where the job may stand. This carries the
             distance rule from one window into the next; :func:`advance` sets it.
         weight: Its share of the places, against other jobs' weights.
-        served: What was planned of it for training over its weight, the least served goes first.
-            Each place counts in full, shared out by the loads of the samples in it.
+        served: What it has paid for its places of training, over its weight, in units of load;
+            see :mod:`lorafusion.planner.shares`. Under the fair policy the least served goes first.
         rank: Rank of its adapter, for the cost model.
     """
 
@@ -148,6 +149,11 @@ class JobQueue:
     def load(self) -> int:
         """Training load of the batches here."""
         return sum(batch.load for batch in self.batches)
+
+    @property
+    def sample_count(self) -> int:
+        """Samples of the batches and evals here."""
+        return sum(len(batch.samples) for batch in (*self.batches, *self.evals.values()))
 
     @property
     def empty(self) -> bool:
@@ -216,29 +222,26 @@ def advance(queues: Sequence[JobQueue], plan: Plan) -> tuple[JobQueue, ...]:
             taken[segment.job, place.kind, segment.step].update(segment.samples)
         if place.kind == "train":
             finished.update((job, index) for job, _ in place.completes)
-    served = _served(plan)
-    left = tuple(
-        replace(
-            _left_of(queue, taken, finished, plan),
-            served=queue.served + served.get(queue.name, 0.0) / queue.weight,
-        )
-        for queue in queues
-    )
+    left = [_left_of(queue, taken, finished, plan) for queue in queues]
     if taken:
         job, kind, step = next(iter(taken))
         raise PlanError(f"the plan's {kind} step {step} of job {job!r} is not in the queues.")
-    return left
+    served = _served(queues, plan)
+    return tuple(replace(queue, served=served.get(queue.name, queue.served)) for queue in left)
 
 
-def _served(plan: Plan) -> dict[str, float]:
-    """Load that each job is charged for, see :class:`JobQueue`."""
-    served: dict[str, float] = defaultdict(float)
+def _served(queues: Sequence[JobQueue], plan: Plan) -> dict[str, float]:
+    """What each job that had something to plan is served after ``plan``."""
+    shares = Shares(((q.name, q.weight, q.served) for q in queues if not q.empty), plan.limits)
+    left = {queue.name: queue.sample_count for queue in queues}
     for place in plan.places:
         if place.kind == "train":
-            loads = {segment.job: sum(segment.loads) for segment in place.segments}
-            for job, load in loads.items():
-                served[job] += plan.limits.capacity * load / sum(loads.values())
-    return served
+            shares.charge({segment.job: sum(segment.loads) for segment in place.segments})
+        for segment in place.segments:
+            left[segment.job] -= len(segment.samples)
+            if not left[segment.job]:
+                shares.leave(segment.job)
+    return shares.served
 
 
 def _left_of(

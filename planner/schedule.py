@@ -2,15 +2,13 @@
 
 The most urgent job comes first. With ``policy="makespan"`` that is the one with the longest chain
 left, so that the run as a whole ends soonest; with ``"fair"`` it is the one that was served least
-for its weight, so that each gets its share at any time. What counts is places, not samples: those
-who stand in a place are charged for all of it, filled or not, so that a job of small steps does not
-have place after place where nothing fits beside it. A job whose chain is as long as what is
-left of the run is *pressed*: it takes at least what keeps its step within its bins, even if the
-place then stays less full. Evals that are due go before training, because they hold up their job's
-next step, and share places with each other.
+for its weight, so that each gets its share at any time (:mod:`lorafusion.planner.shares`). A job
+whose chain is as long as what is left of the run is *pressed*: it takes at least what keeps its
+step within its bins, even if the place then stays less full. Evals that are due go before training,
+because they hold up their job's next step, and share places with each other.
 
-Nothing starves: a job that waits keeps its chain while the others' shrink (or its service while
-theirs grows), so it comes first sooner or later.
+Nothing starves: a job that waits keeps its chain while the others' shrink (or what it was served
+while theirs grows), so it comes first sooner or later.
 """
 
 from __future__ import annotations
@@ -28,6 +26,7 @@ from lorafusion.planner.fill import Room, fill
 from lorafusion.planner.line import Line
 from lorafusion.planner.plan import Limits, PlaceKind, Plan
 from lorafusion.planner.queue import JobQueue
+from lorafusion.planner.shares import Shares
 
 __all__ = ["Policy", "Scheduler", "Tuning", "plan_window"]
 
@@ -77,10 +76,10 @@ class Tuning:
         longest = max((chain.length for chain in chains), default=0)
         return cls(policy=policy, stick=0.0 if longest > load else BEGUN_FIRST)
 
-    def urgency(self, line: Line) -> tuple[float, int]:
+    def urgency(self, line: Line, shares: Shares) -> tuple[float, int]:
         """Key by which jobs are sorted, the most urgent first."""
         if self.policy == "fair":
-            return line.served, line.number
+            return shares.served[line.chain.queue.name], line.number
         offset = self.offsets[line.number] if self.offsets else 0.0
         return -(line.length + offset + (self.stick if line.begun else 0.0)), line.number
 
@@ -129,6 +128,8 @@ class Scheduler:
         self.placed = 0
         self._lines = [line for line in lines if not line.done]
         self._left = sum(line.left for line in lines)
+        queues = [line.chain.queue for line in self._lines]
+        self._shares = Shares(((q.name, q.weight, q.served) for q in queues), limits)
 
     def copy(self) -> Scheduler:
         """One that goes its own way from here."""
@@ -136,6 +137,7 @@ class Scheduler:
         other.places = list(self.places)
         other.placed = 0
         other._lines = [line.copy() for line in self._lines]
+        other._shares = self._shares.copy()
         return other
 
     @property
@@ -166,27 +168,35 @@ class Scheduler:
         if not ready:
             return DraftPlace("noop", {})
         kind: PlaceKind = "eval" if any(line.kind == "eval" for line in ready) else "train"
-        lines = sorted((line for line in ready if line.kind == kind), key=tuning.urgency)
+        lines = sorted(
+            (line for line in ready if line.kind == kind),
+            key=lambda line: tuning.urgency(line, self._shares),
+        )
         first = lines[0]
         sharing = [] if first.chain.alone else [line for line in lines[1:] if not line.chain.alone]
         lines = [first, *sharing]
         chosen = fill([line.loads for line in lines], self._offer(first, index, tuning))
-        taken: dict[int, tuple[int, ...]] = {}
-        loads: list[tuple[Line, int]] = []
-        for line, indices in zip(lines, chosen, strict=False):
-            if indices:
-                left = line.left
-                taken[line.number] = line.take(indices, index)
-                loads.append((line, left - line.left))
-                self._left -= left - line.left
-                self.placed += len(indices)
-                if line.done:
-                    self._lines.remove(line)
-        if kind == "train":
-            whole = sum(load for _, load in loads)
-            for line, load in loads:
-                line.served += self._limits.capacity * load / whole / line.chain.queue.weight
+        parts = [(line, part) for line, part in zip(lines, chosen, strict=False) if part]
+        if kind == "train" and tuning.policy == "fair":
+            self._charge(parts)
+        taken = {line.number: self._take(line, part, index) for line, part in parts}
         return DraftPlace(kind, taken)
+
+    def _charge(self, parts: Sequence[tuple[Line, Sequence[int]]]) -> None:
+        loads = {
+            line.chain.queue.name: sum(line.loads[index] for index in part) for line, part in parts
+        }
+        self._shares.charge(loads)
+
+    def _take(self, line: Line, part: Sequence[int], index: int) -> tuple[int, ...]:
+        left = line.left
+        positions = line.take(part, index)
+        self._left -= left - line.left
+        self.placed += len(part)
+        if line.done:
+            self._lines.remove(line)
+            self._shares.leave(line.chain.queue.name)
+        return positions
 
     def _offer(self, first: Line, index: int, tuning: Tuning) -> Room:
         """The place's room; a pressed job takes what keeps its step within its bins."""

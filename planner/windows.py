@@ -4,7 +4,6 @@ One turn, at a window's edge or where training has cut one short::
 
     plan = next_window(queues, limits, max_places=64)
     queues = advance(queues, plan)  # and queues of jobs that end are dropped, others extended
-    queues = level(queues, limits)  # with policy="fair"
     queues = join(queues, newcomer)
 
 What stays of a window is in the queues alone: the rest of a step that was cut in two, the place
@@ -27,7 +26,7 @@ from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.schedule import Policy, Scheduler, Tuning
 from lorafusion.planner.search import EFFORT, plan_run
 
-__all__ = ["CLAIM", "join", "level", "next_window"]
+__all__ = ["join", "next_window"]
 
 HORIZON = 2
 """Windows that are scheduled, of which the first is kept: what is behind its edge has a say."""
@@ -36,9 +35,6 @@ FEWEST_WAYS = 10
 MOST_WAYS = 30
 """Times that a search places each sample. Over 8 cases of 390 samples at four stages one pass took
 428 places, ten 417, thirty 415 and a hundred 411, at 0.1 ms a sample for ten."""
-
-CLAIM = 16
-"""Places that a job may be behind the one served most; at least four times S·D."""
 
 
 def next_window(
@@ -72,7 +68,7 @@ def next_window(
             raise PlanError(f"{name} is {value}; it must be an integer of at least {least}.")
     if policy not in get_args(Policy):
         raise PlanError(f'policy is {policy!r}; allowed: "makespan" or "fair".')
-    samples = _samples(queues)
+    samples = sum(queue.sample_count for queue in queues)
     if policy == "makespan" and _hold_all(queues) and FEWEST_WAYS * samples <= effort:
         plan = plan_run(queues, limits, effort=min(effort, MOST_WAYS * samples))
         return replace(plan, places=plan.places[:max_places])
@@ -95,27 +91,6 @@ def join(queues: Sequence[JobQueue], newcomer: JobQueue) -> tuple[JobQueue, ...]
         )
     served = [queue.served for queue in queues if queue.remaining_steps]
     return *queues, replace(newcomer, served=max(newcomer.served, min(served, default=0.0)))
-
-
-def level(queues: Sequence[JobQueue], limits: Limits) -> tuple[JobQueue, ...]:
-    """The queues without old claims, for the fair policy.
-
-    A job of small steps takes less than its share, because the next step waits for the one before.
-    It must not save that up: it, or whoever joins at its level, would keep the others waiting for
-    as long. No job is left further behind the one served most than ``CLAIM`` places of its own.
-    """
-    places = max(CLAIM, 4 * limits.distance)
-    most = max((queue.served for queue in queues), default=0.0)
-    return tuple(
-        replace(queue, served=max(queue.served, most - places * limits.capacity / queue.weight))
-        for queue in queues
-    )
-
-
-def _samples(queues: Sequence[JobQueue]) -> int:
-    return sum(
-        len(batch.samples) for queue in queues for batch in (*queue.batches, *queue.evals.values())
-    )
 
 
 def _hold_all(queues: Sequence[JobQueue]) -> bool:

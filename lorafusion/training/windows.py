@@ -15,7 +15,7 @@ from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue, advance
 from lorafusion.planner.schedule import Policy
 from lorafusion.planner.verify import verify_plan
-from lorafusion.planner.windows import join, level, next_window
+from lorafusion.planner.windows import join, next_window
 from lorafusion.training.job import TrainingJob
 
 # Places planned ahead. A job completes at most one step a place, so as many steps are enough.
@@ -100,9 +100,8 @@ class Windows:
 
     def _refilled(self, queues: Sequence[JobQueue]) -> Sequence[JobQueue]:
         """The queues of the jobs that are there, each with as many steps as a window may take."""
-        filled = [
+        return [
             self._jobs[queue.name].refill(queue, window=WINDOW)
             for queue in queues
             if queue.name in self._jobs
         ]
-        return level(filled, self._limits) if self._policy == "fair" else filled

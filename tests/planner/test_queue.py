@@ -112,13 +112,13 @@ def test_advance_counts_down_loads_and_steps() -> None:
 
 
 def test_advance_counts_up_what_was_served() -> None:
-    """A place of training in full, shared out by load, over each job's weight; an eval not."""
+    """Places of training, over each job's weight; of the shared one, all is the first's."""
     queue = replace(QUEUE, weight=4.0, served=7.0)
     other = JobQueue("b", (Batch(1, (0,), (9,), loads=(150,)),), served=1.0)
     shared = PlannedSegment("b", 1, (0,), (9,), loads=(150,))
     places = (EVAL, replace(PART, segments=(*PART.segments, shared), completes=(("b", 1),)), REST)
     found = {left.name: left.served for left in advance([queue, other], plan(*places))}
-    assert found == {"a": 7.0 + (64 * 50 / 200 + 64) / 4, "b": 1.0 + 64 * 150 / 200}
+    assert found == {"a": 7.0 + (64 * 50 / 200 + 64) / 4, "b": 1.0 + 64}
 
 
 def test_advance_carries_the_distance() -> None:
