@@ -22,7 +22,8 @@ from lorafusion.planner.place_times import PlaceTimes, place_times
 from lorafusion.planner.plan import Place, Plan
 from lorafusion.planner.search import plan_run
 from lorafusion.planner.simulate import simulate
-from lorafusion.training.compute import Compute, Piece, Work
+from lorafusion.training.compute import Compute
+from lorafusion.training.piece import Piece, Work
 from lorafusion.training.residents import Residents
 from lorafusion.training.team import Team
 
@@ -110,7 +111,7 @@ class SleepCompute(Compute):
         time.sleep(self._times[place].forward[self._team.stage])
         samples = sum(len(segment.samples) for segment in place.segments)
         losses = torch.zeros(samples, dtype=torch.float64) if self._team.last else None
-        piece = Piece(place, slice(0, place.tokens), (), None, None, losses)
+        piece = Piece(place, slice(0, place.tokens), (), losses=losses)
         return Work(place, hidden_TD, [piece]), torch.zeros(place.tokens, WIDTH)
 
     def backward(self, work: Work, gradient_TD: torch.Tensor | None) -> torch.Tensor | None:

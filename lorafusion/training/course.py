@@ -7,6 +7,7 @@ place before it begins, and an earlier one whenever a job leaves or the run is t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from lorafusion.errors import PlanError
 from lorafusion.planner.plan import Limits, Place, Plan
@@ -62,6 +63,17 @@ class Course:
         """Plan a job that is on all stages."""
         self._windows.add(job)
         self._idle = False
+        self._changed = True
+
+    @property
+    def capacity(self) -> int:
+        """Of the places that are planned next."""
+        return self._limits.capacity
+
+    def lower(self, capacity: int) -> None:
+        """Plan with less, and remake the plan that is there."""
+        self._limits = replace(self._limits, capacity=capacity)
+        self._windows.lower(capacity)
         self._changed = True
 
     def look_ahead(self, place: int) -> None:

@@ -80,6 +80,11 @@ class JobData:
         targets = np.where(sample.trained[1:], sample.input_ids[1:], -1)
         return sample.input_ids[:-1], targets
 
+    def name(self, kind: PlaceKind, index: int) -> str:
+        """A sample in words that lead to it, such as ``sample 4, row 5 of rows.jsonl``."""
+        dataset = self.training if kind == "train" else self.held_out
+        return f"sample {index}, row {dataset.rows[index] + 1} of {dataset.report.path}"
+
     def trained_tokens(self, step: int) -> int:
         """Denominator of the loss of ``step``: targets in its global batch."""
         return int(self._rows.labelled[self.order.batch(step)].sum())

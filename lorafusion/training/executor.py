@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from lorafusion.planner.plan import Place
-from lorafusion.training.compute import Compute, Work
+from lorafusion.training.compute import Compute
 from lorafusion.training.message import Shape
 from lorafusion.training.optimizer import judge
+from lorafusion.training.piece import Work
 from lorafusion.training.residents import Residents
 from lorafusion.training.team import Link, Receipt, Team
 
@@ -185,7 +187,7 @@ class Executor:
     def _completed_norm(self, job: str, step: int, total: torch.Tensor) -> torch.Tensor:
         if not self._is_out(job):
             try:
-                return self._residents[job].complete(total)
+                return self._compute.with_room(partial(self._residents[job].complete, total))
             except Exception as error:
                 self._compute.give_up(job, f"the gradient norm of step {step}", error)
         return total * torch.nan

@@ -286,9 +286,23 @@ class TrainingLoop:
                 self._place.newcomers.hear(rank, message)
             elif message["kind"] == "failed":
                 self._hear_failure(message["job"], f"stage {rank}: {message['reason']}")
+            elif message["kind"] == "capacity":
+                self._lower(rank, message["tokens"])
             else:
                 assert message["kind"] == "done", f"rank {rank} sent {message['kind']!r}"
                 self.done[rank] = message
+
+    def _lower(self, rank: int, capacity: int) -> None:
+        """A stage has run out of memory; it is through with the place all the same."""
+        before = self._course.capacity
+        if capacity < before:
+            self._course.lower(capacity)
+            self._place.events.note(
+                f"stage {rank} ran out of memory, and ran the microbatch in parts. From now on a "
+                f"microbatch has at most {capacity} tokens instead of {before}, and a longer "
+                f"sample is alone; it stays so in this run. Set `capacity: {capacity}` at the top "
+                "of the file to begin like that, with max_seq_len at most as much."
+            )
 
     def _hear_failure(self, name: str, reason: str) -> None:
         if name in self._jobs:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -91,6 +92,57 @@ def single_samples(place: Place) -> list[Place]:
             segment.samples, segment.lengths, segment.labelled, segment.loads, strict=True
         )
     ]
+
+
+def in_two(place: Place) -> list[Place]:
+    """A place of several samples cut between two of them, near half of its tokens."""
+    samples = single_samples(place)
+    ends = list(accumulate(sample.tokens for sample in samples))
+    cut = min(range(1, len(samples)), key=lambda count: abs(2 * ends[count - 1] - ends[-1]))
+    return [_joined(samples[:cut]), _joined(samples[cut:])]
+
+
+def at_most(place: Place, tokens: int) -> list[Place]:
+    """``place`` cut into parts of at most so many tokens, or of one sample that has more."""
+    if place.tokens <= tokens:
+        return [place]
+    parts: list[list[Place]] = []
+    size = 0
+    for sample in single_samples(place):
+        if not parts or size + sample.tokens > tokens:
+            parts.append([])
+            size = 0
+        parts[-1].append(sample)
+        size += sample.tokens
+    return [_joined(part) for part in parts]
+
+
+def apart(places: Sequence[Place], jobs: Collection[str]) -> list[Place]:
+    """``places``, and where one has samples of ``jobs`` it is cut into one per job."""
+    return [
+        part
+        for place in places
+        for part in (
+            single_segments(place)
+            if any(segment.job in jobs for segment in place.segments)
+            else [place]
+        )
+    ]
+
+
+def _joined(samples: Sequence[Place]) -> Place:
+    """Consecutive samples of a place as one part of it."""
+    segments = [sample.segments[0] for sample in samples]
+    jobs = groupby(segments, key=lambda segment: segment.job)
+    return Place(samples[0].kind, tuple(_merged(list(parts)) for _, parts in jobs))
+
+
+def _merged(parts: Sequence[PlannedSegment]) -> PlannedSegment:
+    columns = (
+        tuple(value for part in parts for value in getattr(part, name))
+        for name in ("samples", "lengths", "labelled", "loads")
+    )
+    return PlannedSegment(parts[0].job, parts[0].step, *columns)
 
 
 def _segment(planned: PlannedSegment, shard: JobShard | None) -> Segment:

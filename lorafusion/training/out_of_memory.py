@@ -1,6 +1,7 @@
 """Where memory runs out on a rank: what filled it, as JSON beside the traces.
 
-The error goes on as any other does: the job that it is in fails, and the others go on.
+The first time in a session, where the part that ran out is then cut in two, and each time that a
+job fails of it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class OutOfMemory:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self._path, json.dumps(document, indent=2, default=str) + "\n")
-        except OSError as failed:
+        except (OSError, MemoryError) as failed:
             return f" (what filled the memory could not be written: {failed})"
         self.written = True
         return f". What filled the memory stands in {self._path}."

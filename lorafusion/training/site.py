@@ -58,6 +58,7 @@ class Site:
             deterministic=deterministic,
             on_failed=self._tell_failed,
         )
+        self._compute.on_limit = self._tell_limit
         self.executor = Executor(
             self._compute, self.residents, team, self.stage.width, self.stage.dtype
         )
@@ -138,6 +139,9 @@ class Site:
             self._tell_failed(name, _why(step, error))
         else:
             written.add_done_callback(tell)
+
+    def _tell_limit(self, tokens: int) -> None:
+        self._team.post.report({"kind": "capacity", "tokens": tokens})
 
     def _tell_failed(self, job: str, reason: str) -> None:
         self._team.post.report({"kind": "failed", "job": job, "reason": reason})

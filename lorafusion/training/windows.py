@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Plan
-from lorafusion.planner.queue import JobQueue, advance
+from lorafusion.planner.queue import Batch, JobQueue, advance
 from lorafusion.planner.schedule import Policy
 from lorafusion.planner.verify import verify_plan
 from lorafusion.planner.windows import join, next_window
@@ -62,6 +62,10 @@ class Windows:
             self._plan = replace(self._plan, places=self._plan.places[: place - self._start])
         self._ahead.discard()
 
+    def lower(self, capacity: int) -> None:
+        """Plan with less from the next plan on; :meth:`cut` makes that come sooner."""
+        self._limits = replace(self._limits, capacity=capacity)
+
     def next_plan(self) -> Plan | None:
         """The plan behind the one before; None where nothing is left to plan.
 
@@ -101,7 +105,25 @@ class Windows:
     def _refilled(self, queues: Sequence[JobQueue]) -> Sequence[JobQueue]:
         """The queues of the jobs that are there, each with as many steps as a window may take."""
         return [
-            self._jobs[queue.name].refill(queue, window=WINDOW)
+            _fitted(self._jobs[queue.name].refill(queue, window=WINDOW), self._limits.capacity)
             for queue in queues
             if queue.name in self._jobs
         ]
+
+
+def _fitted(queue: JobQueue, capacity: int) -> JobQueue:
+    """The queue with samples that are longer than the capacity, which is learned, each alone.
+
+    Whether one fits is not known before it is tried, and it must not make all places as large.
+    """
+    if all(max(batch.loads) <= capacity for batch in (*queue.batches, *queue.evals.values())):
+        return queue
+    return replace(
+        queue,
+        batches=tuple(_fitted_batch(batch, capacity) for batch in queue.batches),
+        evals={step: _fitted_batch(batch, capacity) for step, batch in queue.evals.items()},
+    )
+
+
+def _fitted_batch(batch: Batch, capacity: int) -> Batch:
+    return replace(batch, loads=tuple(min(load, capacity) for load in batch.loads))

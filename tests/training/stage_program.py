@@ -15,7 +15,7 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lorafusion.launch.environment import prepare_environment
 
@@ -25,16 +25,17 @@ import torch  # noqa: E402
 
 from lorafusion.cli import rank as rank_command  # noqa: E402
 from lorafusion.errors import PlanError  # noqa: E402
-from lorafusion.launch import lead  # noqa: E402
+from lorafusion.launch import lead, run_store  # noqa: E402
 from lorafusion.launch.stopping import StopRequest  # noqa: E402
 from lorafusion.training import windows  # noqa: E402
+from lorafusion.training.events import Events, Relay  # noqa: E402
 from tests.training.planted import Fault, plant  # noqa: E402
 from tests.training.timetable import Timetable  # noqa: E402
 
 # What ranks import as they go.
 LATER = """
 lorafusion.cli.closing lorafusion.cli.display lorafusion.launch.lead lorafusion.launch.team
-lorafusion.training.follow lorafusion.training.run transformers.models.llama.modeling_llama
+lorafusion.launch.run_store lorafusion.training.follow lorafusion.training.run transformers.models.llama.modeling_llama
 """.split()
 
 
@@ -162,6 +163,19 @@ def let_come(coming: dict[str, Any]) -> None:
 
     module: Any = lead
     module.lead_run = with_arrivals
+    stores: Any = run_store
+    stores.RunStore = _NoStore  # these jobs are in none
+
+
+class _NoStore(Relay):
+    def __init__(self, _run: Any, _stop: Any, inner: Events) -> None:
+        super().__init__(inner)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Nothing to close."""
 
 
 def _both(first: Any, second: Any) -> Any:
