@@ -56,6 +56,17 @@ def test_it_stops_one_step_after_the_second_that_was_not_lower(alone: Path) -> N
     assert last == step + 1
 
 
+def test_a_job_that_would_end_with_that_step_has_not_stopped_early(
+    jobs: list[dict[str, Any]], alone: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    last = max(step for kind, step in runs.losses(alone) if kind == "train")
+    result = runs.run(tmp_path, tiny_base, [{**jobs[0], "max_steps": last}], deterministic=True)
+    (job,) = result.jobs
+    assert (job.state, job.steps, job.reason) == ("succeeded", last, None)
+    assert evals(tmp_path / "wide")[:-1] == evals(alone)
+    assert evals(tmp_path / "wide")[-1][0] == last
+
+
 def test_in_company(
     jobs: list[dict[str, Any]], alone: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
