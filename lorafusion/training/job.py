@@ -35,9 +35,9 @@ class Progress:
     """What a job's result says of its course; it goes into checkpoints.
 
     ``updates``: steps that were not skipped. Losses are means over trained tokens, in nats; None =
-    not measured yet. ``eval_best`` is the least held-out loss so far, ``stale`` the evaluations in a
-    row since then that were not lower, up to the one after step ``compared``, and ``tired_at`` the
-    step after which they were too many.
+    not measured yet. ``eval_best`` is the least held-out loss so far, ``stale`` the evaluations in
+    a row since then that were not lower, up to the one after step ``compared``, and ``tired_at``
+    the step after which they were too many.
     """
 
     updates: int = 0
