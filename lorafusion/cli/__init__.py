@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "Keep a base loaded, and train the jobs that are submitted for it.",
     "submit": "Put a file's jobs into the store; a server trains them.",
     "status": "Show how submitted jobs stand.",
+    "sweep": "Show a submitted sweep's jobs by their losses, the best marked.",
     "logs": "Show what happened to a submitted job, and its steps.",
     "cancel": "Give submitted jobs up.",
     "pause": "Save submitted jobs and take them out, until they are resumed.",
