@@ -32,8 +32,7 @@ def file_schema() -> Schema:
     for definition in definitions.values():
         definition.pop("required", None)
     job = definitions.pop("JobSpec")
-    for made in ("SweepChoice", "Value"):  # what a job is told apart by afterwards
-        definitions.pop(made)
+    definitions.pop("SweepChoice")  # what a job is told apart by afterwards; nobody writes it
     defaults = {key: v for key, v in job["properties"].items() if key not in ("name", FIELD)}
     swept = {**job, "properties": {**job["properties"], FIELD: _SWEEP}}
     definitions["Job"] = {**swept, "title": "Job", "required": ["name"]}

@@ -11,7 +11,14 @@ import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeAliasType
 
@@ -158,12 +165,19 @@ Value = TypeAliasType(
 """What may stand at a field of a job file."""
 
 
+# pydantic's own schema of a value holds itself, and words for it would have no end.
+_CHOICE = {
+    "type": "object",
+    "additionalProperties": {"x-allowed": "numbers, text, true, false, null, lists, mappings"},
+}
+
+
 class SweepChoice(_Strict):
     """Which job of which sweep this is. Made of ``sweep``; nobody writes it."""
 
     name: str
     """Of the sweep: the job's own in its file, where all of them are one."""
-    choice: Mapping[str, Value]
+    choice: Annotated[Mapping[str, Value], WithJsonSchema(_CHOICE)]
     """The swept fields, by the names that the file has for them, and this job's values."""
 
 

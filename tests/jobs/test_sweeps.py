@@ -91,6 +91,8 @@ def test_names_that_would_be_too_long_or_alike_are_numbers(tmp_path: Path) -> No
         ("{zip: [1]}", "jobs[0].sweep.zip", "a mapping of fields to lists"),
         ("{zip: {seed: [1], max_steps: [1, 2]}}", "jobs[0].sweep.zip", "the same length"),
         ("{seed: [1, x]}", "jobs[0].sweep.seed[1]", "a whole number"),
+        ("{learning_rate: [.nan, 1e-4]}", "jobs[0].sweep.learning_rate[0]", "finite numbers"),
+        ('{seed: [{"\\ud800": 1}]}', "jobs[0].sweep.seed[0]", "a whole number"),
         ("{sede: [1, 2]}", "sede", ""),
         (f"{{seed: {list(range(40))}, max_steps: {list(range(1, 41))}}}", "sweep", "at most 1,000"),
     ],
