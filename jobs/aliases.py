@@ -119,6 +119,7 @@ JOB = {
             "seed": "random_seed",
             "eval.every": "eval_steps eval.interval",
             "eval.dataset": "eval_dataset",
+            "eval.patience": "early_stopping_patience",
             "logging_steps": "log_every_n_steps train.log_interval",
             "save_every": "save_steps train.save_interval",
             "output_dir": "out_dir",

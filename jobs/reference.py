@@ -32,7 +32,8 @@ def file_schema() -> Schema:
     for definition in definitions.values():
         definition.pop("required", None)
     job = definitions.pop("JobSpec")
-    defaults = {key: value for key, value in job["properties"].items() if key != "name"}
+    definitions.pop("SweepChoice")  # what a job is told apart by afterwards; nobody writes it
+    defaults = {key: v for key, v in job["properties"].items() if key not in ("name", FIELD)}
     swept = {**job, "properties": {**job["properties"], FIELD: _SWEEP}}
     definitions["Job"] = {**swept, "title": "Job", "required": ["name"]}
     definitions["Defaults"] = {
@@ -69,6 +70,8 @@ def markdown() -> str:
 def _section(title: str, fields: Fields, path: tuple[str | int, ...]) -> str:
     lines = [f"## {title}", "", "| field | allowed | default | meaning |", "|---|---|---|---|"]
     for name in fields.names(path):
+        if name == FIELD:
+            continue  # in the introduction
         schema = fields.at((*path, name))
         cells = [f"`{name}`", fields.allowed((*path, name)), _default(schema)]
         meaning = " ".join(str(schema.get("description", "")).replace("``", "`").split())
@@ -118,7 +121,7 @@ jobs:
 - `sweep: {{learning_rate: [1e-4, 2e-4], adapter.r: [8, 16]}}` in a job makes a job of every choice,
   here four, named by the values; what stands below `zip` goes together, first with first, so that
   `sweep: {{zip: {{adapter.r: [8, 16], adapter.lora_alpha: [16, 32]}}}}` is two.
-  At most {MOST:,} jobs.
+  At most {MOST:,} jobs. A run ends in a table of them by loss, see [reports.md](reports.md#sweeps).
 - Scalars follow YAML 1.2: `1e-4` is a number; `yes`, `on` and dates are text; booleans are `true`
   and `false`. Nothing is converted: `r: "8"` and `r: 8.0` are refused, as are unknown fields,
   double keys, `.inf` and `.nan`.

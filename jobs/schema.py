@@ -11,8 +11,16 @@ import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypeAliasType
 
 from lorafusion.adapters.lora import LoraConfig
 from lorafusion.adapters.registry import METHODS, AdapterConfig
@@ -151,6 +159,28 @@ class EvalConfig(_Strict):
     which training stops, with the step that follows the last of them. null: it goes on."""
 
 
+Value = TypeAliasType(
+    "Value", "bool | int | float | str | tuple[Value, ...] | Mapping[str, Value] | None"
+)
+"""What may stand at a field of a job file."""
+
+
+# pydantic's own schema of a value holds itself, and words for it would have no end.
+_CHOICE = {
+    "type": "object",
+    "additionalProperties": {"x-allowed": "numbers, text, true, false, null, lists, mappings"},
+}
+
+
+class SweepChoice(_Strict):
+    """Which job of which sweep this is. Made of ``sweep``; nobody writes it."""
+
+    name: str
+    """Of the sweep: the job's own in its file, where all of them are one."""
+    choice: Annotated[Mapping[str, Value], WithJsonSchema(_CHOICE)]
+    """The swept fields, by the names that the file has for them, and this job's values."""
+
+
 class JobSpec(_Strict):
     """One adapter to train: data, method, hyper-parameters."""
 
@@ -206,6 +236,8 @@ class JobSpec(_Strict):
     """Folder of this job's adapter, metrics and checkpoints. null: the run's folder / ``name``."""
     max_bad_steps: Count = 3
     """Steps in a row without a finite loss and gradient after which the job fails."""
+    sweep: SweepChoice | None = None
+    """Which choice of a sweep this job is; a file lists fields and values here instead."""
 
 
 class RunSpec(_Strict):

@@ -161,6 +161,7 @@ SETTINGS = {
         "load_best_model_at_end loss_watchdog_threshold",
         _off("a job keeps its last weights", "Remove it; `eval.patience` stops a job early."),
     ),
+    "early_stopping_threshold": _off("any lower held-out loss counts, however little it is lower"),
     "loss_watchdog_patience": Setting("it says nothing without a threshold"),
     "max_samples": _off("all rows are trained on", "Cut the file, or give `max_steps`."),
     "data_seed": Setting(

@@ -25,6 +25,7 @@ MOST = 1000
 _LONGEST_NAME = 64
 _SHORT = {"learning_rate": "lr", "global_batch_size": "batch", "lora_alpha": "alpha"}
 _LIST = "a list of values, such as [8, 16]"
+_FIELDS = "fields of the job other than its name and its sweep"
 
 Choice = tuple[tuple[str, Node], ...]
 """Fields, as the file writes them, and a value for each."""
@@ -41,16 +42,18 @@ class _Sweep:
         """The jobs that ``job`` stands for; where its sweep is wrong, the one without it."""
         known = len(self.problems)
         axes = list(self._axes(sweep))
+        self._once(sweep, axes)
         count = 1
         for axis in axes:
             count *= len(axis)
         if count > MOST:
             self._add(sweep, f"{count:,} jobs", f"at most {MOST:,}", "List fewer values.")
-        rest = replace(job, value={k: v for k, v in _entries(job).items() if k != FIELD})
+        rest = _without_sweep(job)
         if len(self.problems) > known:
             return [rest]
         choices = [sum(parts, ()) for parts in itertools.product(*axes)]
-        return list(_named(rest, [self._chosen(rest, choice) for choice in choices], choices))
+        variants = [_marked(self._chosen(rest, choice), sweep, choice) for choice in choices]
+        return list(_named(rest, variants, choices))
 
     def _axes(self, sweep: Node) -> Iterator[list[Choice]]:
         if not isinstance(sweep.value, dict) or not sweep.value:
@@ -61,14 +64,17 @@ class _Sweep:
             if field == _ZIP:
                 yield self._zipped(node)
             else:
-                yield [((field, value),) for value in self._values(node)]
+                yield [((field, value),) for value in self._values(field, node)]
 
     def _zipped(self, node: Node) -> list[Choice]:
         if not isinstance(node.value, dict) or not node.value:
             fix = "Write `zip: {adapter.r: [8, 16], adapter.lora_alpha: [16, 32]}`."
             self._add(node, show(node), "a mapping of fields to lists of values", fix)
             return []
-        columns = [[(field, value) for value in self._values(n)] for field, n in node.value.items()]
+        columns = [
+            [(field, value) for value in self._values(field, below)]
+            for field, below in node.value.items()
+        ]
         if len({len(column) for column in columns}) > 1:
             lengths = ", ".join(str(len(column)) for column in columns)
             fix = "Give each field as many values, or move one out of `zip`."
@@ -76,13 +82,23 @@ class _Sweep:
             return []
         return list(zip(*columns, strict=True))
 
-    def _values(self, node: Node) -> Sequence[Node]:
-        if not node.items():
+    def _values(self, field: str, node: Node) -> Sequence[Node]:
+        if field.partition(".")[0] in (FIELD, _ZIP, "name"):
+            self._add(node, f"the field {field!r} in a sweep", _FIELDS, "Remove it.")
+        elif not node.items():
             self._add(node, show(node), _LIST, "Write the values in brackets.")
         return node.items()
 
+    def _once(self, sweep: Node, axes: Sequence[Sequence[Choice]]) -> None:
+        """A field of the grid and of ``zip`` as well would have two values."""
+        fields = [field for axis in axes if axis for field, _ in axis[0]]
+        for field in sorted({field for field in fields if fields.count(field) > 1}):
+            words = (f"the field {field!r} twice", "each field once", "Remove one of the two.")
+            self._add(sweep, *words)
+
     def _chosen(self, job: Node, choice: Choice) -> Node:
-        for field, value in choice:
+        # A mapping first, then what is chosen inside of it.
+        for field, value in sorted(choice, key=lambda entry: entry[0].count(".")):
             job = _with(job, field.split("."), value)
         return job
 
@@ -91,23 +107,43 @@ class _Sweep:
 
 
 def expand(root: Node, file: str) -> tuple[Node, list[Problem]]:
-    """The tree of a file with each sweep as the jobs that it stands for, and what is wrong."""
+    """The tree of a file with each sweep as the jobs that it stands for, and what is wrong.
+
+    Each of them has, in place of the sweep, which choice of it it is.
+    """
     problems: list[Problem] = []
     defaults, jobs = root.child("defaults"), root.child("jobs")
     if defaults is not None and (node := defaults.child(FIELD)) is not None:
         words = (show(node), "a sweep of one job", "Move `sweep` into the job.")
         problems.append(Problem(file, node.line, node.where, *words))
+        root = _with(root, ["defaults"], _without_sweep(defaults))
     if jobs is None or not isinstance(root.value, dict):
         return root, problems
     reader = _Sweep(file, problems)
     expanded: list[Node] = []
     for job in jobs.items():
         sweep = job.child(FIELD)
-        expanded += [job] if sweep is None else reader.jobs(job, sweep)
-    if not any(job.child(FIELD) for job in jobs.items()):
-        return root, problems
+        if sweep is None or sweep.value is None:
+            expanded.append(_without_sweep(job))
+        else:
+            expanded += reader.jobs(job, sweep)
     entries = {**root.value, "jobs": replace(jobs, value=tuple(expanded))}
-    return replace(root, value=entries), problems
+    return replace(root, value=entries if jobs.items() else root.value), problems
+
+
+def _without_sweep(node: Node) -> Node:
+    if node.child(FIELD) is None:
+        return node
+    return replace(node, value={k: v for k, v in _entries(node).items() if k != FIELD})
+
+
+def _marked(job: Node, sweep: Node, choice: Choice) -> Node:
+    """``job`` with what its results are told apart by: ``SweepChoice`` of the schema."""
+    name = job.child("name")
+    if name is None or not isinstance(name.value, str):
+        return job  # reported where names are looked at
+    mark = {"name": name, "choice": Node(dict(choice), sweep.line, sweep.where)}
+    return _with(job, [FIELD], Node(mark, sweep.line, sweep.where))
 
 
 def _entries(node: Node) -> dict[str, Node]:

@@ -13,9 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-
-from lorafusion.cli.store_views import jobs_table
 from lorafusion.errors import BenchError
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.store.claims import Claims, Progress
@@ -49,10 +46,10 @@ def measure_store(folder: Path, *, jobs: int, residents: int, repeats: int) -> d
     what = Submission(load_run_file(file), file.name, folder / "jobs")
     for _ in range(jobs // _FILE):
         submit(database, what)
-    console = Console(file=(folder / "shown").open("w"), width=160)
 
     def look(newest: int | None) -> None:
-        console.print(jobs_table(list_jobs(database, newest=newest), list_workers(database)))
+        list_jobs(database, newest=newest)
+        list_workers(database)
 
     with _served(url, what, residents):
         found = {

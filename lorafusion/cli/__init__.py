@@ -27,6 +27,7 @@ COMMANDS = {
     "submit": "Put a file's jobs into the store; a server trains them.",
     "status": "Show how submitted jobs stand.",
     "list": "List all submitted jobs, or those in a state.",
+    "sweep": "Show a submitted sweep's jobs by their losses, the best marked.",
     "logs": "Show what happened to a submitted job, and its steps.",
     "cancel": "Give submitted jobs up.",
     "pause": "Save submitted jobs and take them out, until they are resumed.",

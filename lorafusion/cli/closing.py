@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lorafusion.cli import figures
 from lorafusion.cli.display import STYLES, UNBOUNDED, Row, new_table
+from lorafusion.cli.sweep_table import show_sweeps
 from lorafusion.training.result import Generation, JobResult, RunResult
 from lorafusion.training.stage_times import StageTimes
 
@@ -29,6 +30,7 @@ def show_result(console: Console, result: RunResult, rows: Mapping[str, Row]) ->
     else:
         console.print(closing_table(result.jobs, with_folder=False))
         _show_folders(console, result.jobs)
+    show_sweeps(console, result.rankings(), rest="all are in result.json and report.html")
     _show_reasons(console, result.jobs, rows)
     for job in result.jobs:
         if job.generation is not None:

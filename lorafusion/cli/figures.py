@@ -12,6 +12,13 @@ def loss(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
+def close_loss(value: float | None) -> str:
+    """A loss beside others that are close to it, such as ``1.2345``."""
+    if value is None:
+        return NOTHING
+    return f"{value:.4f}" if not abs(value) >= 10_000 else f"{value:.3e}"
+
+
 def rate(value: float | None) -> str:
     """A learning rate, such as ``8.0e-04``."""
     return NOTHING if value is None else f"{value:.1e}"

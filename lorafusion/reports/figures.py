@@ -14,6 +14,7 @@ from lorafusion.plans.summary import job_names
 from lorafusion.reports.flops import FORMULA, Shape, Work, stage_work
 from lorafusion.reports.rank_lines import KINDS, MemorySample
 from lorafusion.reports.reading import JobReading, Reading
+from lorafusion.reports.sweep_section import rankings_of
 from lorafusion.training.records import EvalRecord, StepRecord
 
 __all__ = ["FORMAT", "figures"]
@@ -44,9 +45,11 @@ def figures(reading: Reading) -> dict[str, Any]:
         "operations": [{"stage": n, **found} for n, found in reading.operations.items()],
         "memory": [_memory(stage, samples) for stage, samples in enumerate(reading.memory)],
         "jobs": [],
+        "sweeps": [],
     }
     compute = {} if halves is None else _compute_seconds(halves)
     document["jobs"] = [_job(job, compute.get(job.name)) for job in reading.jobs]
+    document["sweeps"] = [ranking.to_dict() for ranking in rankings_of(document["jobs"])]
     if halves is not None and not any(reading.memory):
         missing.append("The trace has no samples of memory.")
     if not reading.operations:
@@ -245,6 +248,7 @@ def _job(job: JobReading, compute_s: float | None) -> dict[str, Any]:
         "tokens": result.get("tokens", sum(record.tokens for record in steps)),
         "tokens_per_s": result.get("tokens_per_s", steps[-1].tokens_per_s if steps else None),
         "compute_s": compute_s,
+        "sweep": result.get("sweep") or job.facts.get("sweep"),
     }
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 from lorafusion.plans.quantities import count, duration, percent, size
 from lorafusion.reports.curves import Curve, curve, points_for
+from lorafusion.reports.document import document, section
 from lorafusion.reports.job_section import job_section
 from lorafusion.reports.loss_section import LISTED, loss_section
 from lorafusion.reports.memory_section import memory_section
 from lorafusion.reports.plan_section import plan_section
 from lorafusion.reports.reading import TRACE, Reading
+from lorafusion.reports.sweep_section import rankings_of, sweep_section
 from lorafusion.reports.tables import table
 from lorafusion.reports.time_section import operations_section, time_section
 
@@ -35,45 +33,41 @@ def page(reading: Reading, figures: Mapping[str, Any]) -> str:
     """
     most = points_for(len(reading.jobs))
     curves = [curve(job, most) for job in reading.jobs]
-    style = _asset("lorafusion.plans", "gantt.css") + _asset("lorafusion.reports", "report.css")
-    script = _asset("lorafusion.reports", "report.js")
-    fields = {
-        "title": escape(figures["title"]),
-        "lead": escape(_lead(figures)),
-        "style": style,
-        "script": script,
-        # Nothing else on the page may run or load, whatever a job's name holds.
-        "style_hash": _source_hash(style),
-        "script_hash": _source_hash(script),
-        "figures": "\n".join(_figure(*row) for row in _headline(figures)),
-        "sections": "\n".join(_sections(reading, figures, curves)),
-        "missing": _missing(figures["missing"]),
-        "data": _embedded([one.to_dict() for one in curves if one.steps or one.evals][:LISTED]),
-    }
-    template = _asset("lorafusion.reports", "report.html")
-    return Template(template).substitute(fields)
+    headline = "".join(_figure(*row) for row in _headline(figures))
+    return document(
+        figures["title"],
+        _lead(figures),
+        "\n".join(
+            [f'<dl class="figures">\n{headline}\n</dl>', *_sections(reading, figures, curves)]
+        ),
+        missing=figures["missing"],
+        data=[one.to_dict() for one in curves if one.steps or one.evals][:LISTED],
+    )
 
 
 def _sections(reading: Reading, figures: Mapping[str, Any], curves: list[Curve]) -> Iterator[str]:
-    yield _section("jobs", "Jobs", job_section(figures["jobs"]))
-    yield _section("losses", "Losses", loss_section(curves))
+    yield section("jobs", "Jobs", job_section(figures["jobs"]))
+    sweeps = rankings_of(figures["jobs"])
+    if sweeps:
+        yield section("sweeps", "Sweeps", sweep_section(sweeps))
+    yield section("losses", "Losses", loss_section(curves))
     if figures["stages"]:
         text = time_section(figures["stages"], figures["mfu"])
-        yield _section("time", "Where the time of each stage went", text)
+        yield section("time", "Where the time of each stage went", text)
     if figures["operations"]:
         text = operations_section(figures["operations"])
-        yield _section("operations", "Time by kind of operation", text)
+        yield section("operations", "Time by kind of operation", text)
     if any(reading.memory):
         text = memory_section(reading.memory, figures["memory"])
-        yield _section("memory", "Memory by kind", text)
+        yield section("memory", "Memory by kind", text)
     if reading.halves is not None:
         there = (reading.folder / TRACE / _PIPELINE).exists()
         link = f"{TRACE}/{_PIPELINE}" if there else ""
         text = plan_section(reading.halves, figures["pipeline"], link)
-        yield _section("plan", "Planned and measured", text)
+        yield section("plan", "Planned and measured", text)
     if figures["mfu"]:
-        yield _section("mfu", "Operations and MFU", _mfu(figures["mfu"]))
-    yield _section("run", "The run", _run(figures))
+        yield section("mfu", "Operations and MFU", _mfu(figures["mfu"]))
+    yield section("run", "The run", _run(figures))
 
 
 def _lead(figures: Mapping[str, Any]) -> str:
@@ -153,30 +147,6 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _missing(missing: list[str]) -> str:
-    entries = "".join(f"<li>{escape(text)}</li>" for text in missing)
-    return f'<div class="note"><b>Not shown</b><ul>{entries}</ul></div>' if missing else ""
-
-
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{body}\n</section>'
-
-
 def _figure(what: str, value: str, remark: str) -> str:
     more = f"<dd>{escape(remark)}</dd>" if remark else ""
     return f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd>{more}</div>"
-
-
-def _asset(package: str, name: str) -> str:
-    return files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _source_hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _embedded(data: object) -> str:
-    """JSON that ends no script element, whatever the names hold."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -70,10 +70,11 @@ def line(box: Box, points: Iterable[tuple[float, float | None]], name: str, stro
     return _stretched(box, f'<path class="{name}"{colour} d="{"".join(path)}"/>')
 
 
-def marks(box: Box, points: Iterable[tuple[float, float]], stroke: str) -> str:
+def marks(box: Box, points: Iterable[tuple[float, float]], stroke: str, name: str = "dots") -> str:
     """A round dot at each point: a path without length, which keeps its shape when stretched."""
     path = "".join(f"M{_WIDE * box.x(x):.4g} {box.y(y):.4g}h0" for x, y in points)
-    return _stretched(box, f'<path class="dots" stroke="{stroke}" d="{path}"/>')
+    colour = f' stroke="{stroke}"' if stroke else ""
+    return _stretched(box, f'<path class="{name}"{colour} d="{path}"/>')
 
 
 def area(

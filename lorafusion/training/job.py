@@ -35,8 +35,9 @@ class Progress:
     """What a job's result says of its course; it goes into checkpoints.
 
     ``updates``: steps that were not skipped. Losses are means over trained tokens, in nats; None =
-    not measured yet. ``eval_best`` is the least held-out loss so far, ``stale`` the evaluations in a
-    row since then that were not lower, and ``tired_at`` the step after which they were too many.
+    not measured yet. ``eval_best`` is the least held-out loss so far, ``stale`` the evaluations in
+    a row since then that were not lower, up to the one after step ``compared``, and ``tired_at``
+    the step after which they were too many.
     """
 
     updates: int = 0
@@ -48,6 +49,7 @@ class Progress:
     eval_after: float | None = None
     eval_best: float | None = None
     stale: int = 0
+    compared: int = -1
     tired_at: int | None = None
 
 
@@ -95,7 +97,7 @@ class TrainingJob:
         known, while nothing behind it has begun when it is done, on any number of stages.
         """
         progress = self.progress
-        if progress.tired_at is None or self.step <= progress.tired_at:
+        if progress.tired_at is None or not progress.tired_at < self.step < self.total_steps:
             return None
         return (
             f"stopped early: up to step {progress.tired_at} its held-out loss was not lower in "
@@ -172,6 +174,9 @@ class TrainingJob:
 
     def _compare(self, loss: float, step: int) -> None:
         progress, patience = self.progress, self.spec.eval.patience
+        if step <= progress.compared:
+            return  # evaluated again, as the job was resumed right behind it
+        progress.compared = step
         if math.isfinite(loss) and (progress.eval_best is None or loss < progress.eval_best):
             progress.eval_best, progress.stale = loss, 0
         else:

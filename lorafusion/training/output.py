@@ -21,7 +21,7 @@ from lorafusion.training.result import JobResult, JobState
 from lorafusion.training.shard_writer import Shard
 
 # Settings that do not change what is trained: they may differ when a job is resumed.
-_FREE = {"name", "output_dir", "logging_steps", "save_every"}
+_FREE = {"name", "output_dir", "logging_steps", "save_every", "sweep"}
 _CARD_SETTINGS = (
     "learning_rate",
     "lr_scheduler",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorafusion.jobs.ranking import Ranking, Variant, rankings
 from lorafusion.training.metrics import read_metrics
 from lorafusion.training.records import Record, parse_record
 from lorafusion.training.stage_times import StageTimes
@@ -51,6 +53,8 @@ class JobResult:
         tokens_per_s: Tokens that this process trained on, over the seconds that all jobs trained.
         folder: Where its metrics, checkpoints and adapter are.
         generation: What the adapter changed, where that was asked for and a row is held out.
+        sweep: Which choice of which sweep the job is: ``{"name": ..., "choice": {FIELD: VALUE}}``.
+            None: of no sweep.
     """
 
     name: str
@@ -67,6 +71,23 @@ class JobResult:
     tokens_per_s: float = 0.0
     folder: str | None = None
     generation: Generation | None = None
+    sweep: Mapping[str, Any] | None = None
+
+    @property
+    def variant(self) -> Variant | None:
+        """The job among those of its sweep; None where it is of none."""
+        if self.sweep is None:
+            return None
+        return Variant(
+            job=self.name,
+            sweep=self.sweep["name"],
+            choice=self.sweep["choice"],
+            state=self.state,
+            steps=self.steps,
+            total_steps=self.total_steps,
+            held_out=self.eval_after,
+            training=self.loss_last,
+        )
 
     def metrics(self) -> list[Record]:
         """Every step and evaluation that was logged, those before an interruption included.
@@ -114,9 +135,14 @@ class RunResult:
         """Whether every job did all of its steps."""
         return all(job.state == "succeeded" for job in self.jobs)
 
+    def rankings(self) -> tuple[Ranking, ...]:
+        """The sweeps, each with its jobs in the order of their losses."""
+        return rankings(job.variant for job in self.jobs if job.variant is not None)
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: a number that is not finite is None."""
-        return _finite(dataclasses.asdict(self))
+        """For JSON: a number that is not finite is None; with ``sweeps``, as :meth:`rankings`."""
+        sweeps = [ranking.to_dict() for ranking in self.rankings()]
+        return _finite({**dataclasses.asdict(self), "sweeps": sweeps})
 
 
 def _finite(value: Any) -> Any:

@@ -35,7 +35,7 @@ from lorafusion.training.options import RunOptions
 from lorafusion.training.output import ExportFacts
 from lorafusion.training.peak import device_peak
 from lorafusion.training.result import Generation, JobResult, RunResult
-from lorafusion.training.run_facts import RunFacts, write_facts
+from lorafusion.training.run_facts import RunFacts, sweeps_of, write_facts
 from lorafusion.training.site import Site
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Message, Team
@@ -192,9 +192,13 @@ class _Run:
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
         results = {**self._failed, **self._entry.failed, **loop.results}
         names = dict.fromkeys([*(job.name for job in self._spec.jobs), *results])
+        sweeps = sweeps_of(self._spec)
         return RunResult(
             jobs=tuple(
-                replace(results[name], generation=self._generations.get(name)) for name in names
+                replace(
+                    results[name], generation=self._generations.get(name), sweep=sweeps.get(name)
+                )
+                for name in names
             ),
             tokens_per_s=loop.clock.total_rate,
             training_s=loop.clock.seconds,

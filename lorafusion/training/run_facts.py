@@ -68,6 +68,7 @@ class RunFacts:
             "rank": max(ranks.values(), default=0),
             "adapter_parameters": parameters,
             "token_flops": _FLOPS * parameters,
+            "sweep": sweeps_of(self.spec).get(name),
         }
 
     def document(self, jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,6 +109,11 @@ class RunFacts:
             "layer_parameters": shape.layer_parameters,
             "parameters": shape.parameters,
         }
+
+
+def sweeps_of(spec: RunSpec) -> dict[str, dict[str, Any]]:
+    """By the names of the jobs that are of a sweep: which choice of which they are, for JSON."""
+    return {job.name: job.sweep.model_dump() for job in spec.jobs if job.sweep is not None}
 
 
 def write_facts(folder: Path, document: Mapping[str, Any]) -> str | None:

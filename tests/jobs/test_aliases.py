@@ -70,6 +70,7 @@ SAMPLES: dict[str, Any] = {
     "eval.val_size": 12,
     "eval.every": 13,
     "eval.dataset": {"path": "z"},
+    "eval.patience": 4,
     "logging_steps": 14,
     "save_every": 15,
 }
@@ -94,6 +95,8 @@ def run_with(job: dict[str, Any], *, place: str = "job") -> dict[str, Any]:
     if place == "job":
         return {"base_model": "m", "jobs": [laid(own, job)]}
     rows = {} if job.keys() & {"eval_dataset", "val_size", "val_set_size"} else {"val_size": 3}
+    if "early_stopping_patience" in job or "patience" in job.get("eval", {}):
+        rows["every"] = 5
     if not rows or job.get("eval", {}).keys() & {"val_size", "dataset"}:
         return {"base_model": "m", "defaults": job, "jobs": [own]}
     return {"base_model": "m", "defaults": job, "jobs": [own | {"eval": rows}]}
@@ -133,6 +136,8 @@ def job_with(index: int, name: str, value: Any) -> dict[str, Any]:
     for field in ("dataset", "eval", "name"):
         if target in (field, "dataset.path", "eval.val_size", "eval.dataset"):
             own.pop(target.partition(".")[0], None)
+    if target == "eval.patience":
+        own["eval"]["every"] = 5
     return laid(own, nested(name, value))
 
 

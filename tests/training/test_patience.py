@@ -45,15 +45,23 @@ def alone(
 
 def test_it_stops_one_step_after_the_second_that_was_not_lower(alone: Path) -> None:
     found = evals(alone)
-    best, stale = float("inf"), 0
-    for step, loss in found:
-        stale = 0 if loss < best else stale + 1
-        best = min(best, loss)
-        if stale == 2:
-            break
-    assert stale == 2 and step == found[-1][0] < 200
+    losses = [loss for _, loss in found]
+    stale = [i > 0 and loss >= min(losses[:i]) for i, loss in enumerate(losses)]
+    twice = [i for i in range(1, len(stale)) if stale[i - 1] and stale[i]]
+    assert twice == [len(found) - 1] and found[-1][0] < 200
     last = max(step for kind, step in runs.losses(alone) if kind == "train")
-    assert last == step + 1
+    assert last == found[-1][0] + 1
+
+
+def test_a_job_that_would_end_with_that_step_has_not_stopped_early(
+    jobs: list[dict[str, Any]], alone: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    last = max(step for kind, step in runs.losses(alone) if kind == "train")
+    result = runs.run(tmp_path, tiny_base, [{**jobs[0], "max_steps": last}], deterministic=True)
+    (job,) = result.jobs
+    assert (job.state, job.steps, job.reason) == ("succeeded", last, None)
+    assert evals(tmp_path / "wide")[:-1] == evals(alone)
+    assert evals(tmp_path / "wide")[-1][0] == last
 
 
 def test_in_company(

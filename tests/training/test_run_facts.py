@@ -94,6 +94,7 @@ def test_one_process(deep_base: Path, tmp_path: Path) -> None:
         "rank": 3,
         "adapter_parameters": expected,
         "token_flops": 6 * expected,
+        "sweep": None,
     }
     recording = read_recording(out / "trace", 1)
     assert recording.places == len(recording.plan.places) > 10
