@@ -35,7 +35,8 @@ from tests.training.timetable import Timetable  # noqa: E402
 # What ranks import as they go.
 LATER = """
 lorafusion.cli.closing lorafusion.cli.display lorafusion.launch.lead lorafusion.launch.team
-lorafusion.launch.run_store lorafusion.training.follow lorafusion.training.run transformers.models.llama.modeling_llama
+lorafusion.launch.run_store lorafusion.training.follow lorafusion.training.run
+transformers.models.llama.modeling_llama
 """.split()
 
 
