@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from lorafusion.adapters.patterns import why_endless
 from lorafusion.errors import Problem
 from lorafusion.files import expand_path
 from lorafusion.jobs.problems import show
@@ -166,6 +167,12 @@ class _Checks:
             yield self._problem(
                 node, found, "all-linear, a regex or a list of names", "Mend the regex."
             )
+            return
+        endless = why_endless(text)
+        if endless is not None:
+            found = f"{show(node)}, which may take for ever to match: {endless}"
+            fix = "Write it simpler, or list the names of the modules."
+            yield self._problem(node, found, "a regex whose repetitions stand apart", fix)
             return
         if text in EMBEDDINGS_AND_HEADS or any(
             pattern.fullmatch(name) for name in ("lm_head", "model.embed_tokens")

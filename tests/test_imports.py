@@ -92,7 +92,11 @@ ALLOWED = {
     | PLAIN,
 }
 # The config of an adapter method lives with the method; these files import torch late.
-ADAPTER_CONFIGS = {"lorafusion.adapters.registry", "lorafusion.adapters.lora"}
+ADAPTER_CONFIGS = {
+    "lorafusion.adapters.patterns",
+    "lorafusion.adapters.registry",
+    "lorafusion.adapters.lora",
+}
 # Started by torchrun on each rank: a command, though it is named for what it launches.
 COMMANDS = {"launch/__main__.py"}
 WITHOUT_TORCH = ("planner", "jobs")

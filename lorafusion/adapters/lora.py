@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from lorafusion.adapters.patterns import why_endless
 from lorafusion.adapters.registry import AdapterConfig, register_method
 from lorafusion.files import expand_path
 
@@ -43,6 +44,13 @@ def _keys_are_patterns(pattern: Mapping[str, Value]) -> Mapping[str, Value]:
                 "The key {key} is no regular expression ({reason})",
                 {"key": repr(key), "reason": str(error)},
             ) from error
+        endless = why_endless(key)
+        if endless is not None:
+            raise PydanticCustomError(
+                "endless_pattern",
+                "The key {key} may take for ever to match: {reason}",
+                {"key": repr(key), "reason": endless},
+            )
     return pattern
 
 

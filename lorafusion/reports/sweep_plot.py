@@ -44,7 +44,8 @@ def sweep_plot(ranking: Ranking) -> str:
     ]
     told = "Each job is a dot; lines go through the lowest loss at each value."
     several = f'<p class="hint">{told}</p>' if len(axes) > 1 else ""
-    return f'{several}<div class="pair">{"".join(parts)}</div>{_lost(ranking)}'
+    lost = _lost(ranking) if numbers else ""  # rows have no place for them
+    return f'{several}<div class="pair">{"".join(parts)}</div>{lost}'
 
 
 def _lost(ranking: Ranking) -> str:

@@ -115,6 +115,8 @@ IN_JOB = [
     ("    adapter: {target_modules: []}", 5, "jobs[0].adapter.target_modules", "an empty list"),
     ("    adapter: {target_modules: 3}", 5, "jobs[0].adapter.target_modules", "text or a list"),
     ("    adapter: {target_modules: '['}", 5, "jobs[0].adapter.target_modules", "is no regex"),
+    ("    adapter: {target_modules: '((.+)+)+!'}", 5, "jobs[0].adapter.target_modules", "for ever"),
+    ("    adapter: {rank_pattern: {'(a*)*b': 1}}", 5, "jobs[0].adapter.rank_pattern", "for ever"),
     ("    adapter: {target_modules: .*}", 5, "jobs[0].adapter.target_modules", "embedding"),
     ("    adapter: {target_modules: lm_head}", 5, "jobs[0].adapter.target_modules", "embedding"),
     (

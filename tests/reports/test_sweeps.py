@@ -108,6 +108,9 @@ def test_words_are_rows_with_the_best_at_the_top() -> None:
     elements = page(grid({"target_modules": targets}, lambda c: 3.0 - len(c["target_modules"])))
     texts = [text for text in elements.texts("text") if "_proj" in text or "all" in text]
     assert texts == ["all-linear", "[q_proj, v_proj]", "[q_proj]"]
+    worst = lambda c: None if c["target_modules"] == ["q_proj"] else 1.0  # noqa: E731
+    failed = page(grid({"target_modules": targets}, worst))
+    assert not any("×" in text for text in failed.texts("p") + failed.texts("text"))
 
 
 def test_failed_jobs_are_marked_and_last() -> None:
