@@ -26,6 +26,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
+from sqlalchemy import update
+
 from lorafusion import files
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.jobs.store import changes, submitting
@@ -34,6 +36,7 @@ from lorafusion.jobs.store.database import Database
 from lorafusion.jobs.store.reading import events_of, list_jobs
 from lorafusion.jobs.store.states import State
 from lorafusion.jobs.store.submitting import Submission, submit
+from lorafusion.jobs.store.tables import jobs as jobs_table
 from lorafusion.launch.serve import ServeOptions, serve
 from lorafusion.launch.store_worker import WorkerOptions
 from lorafusion.training.course import Course
@@ -45,7 +48,7 @@ from lorafusion.training.shard import JobShard
 from lorafusion.training.shard_writer import ShardWriter
 from lorafusion.training.site import Site
 
-LEASE_S = 1.0
+LEASE_S = 60.0
 KILLS = 8
 """Of a random case."""
 LONGEST_S = 120.0
@@ -95,11 +98,15 @@ def run_case(spec: RunSpec, place: Path, case: str) -> dict[str, Any]:
     assert not died(lambda: put(spec, place))  # what was cut off is done again, with its key
     if case == "during restore":
         killed += died(lambda: work(spec, place), POINTS["after a manifest"])
+        let_leases_end(place)
     if case in POINTS:
         killed += died(lambda: work(spec, place), POINTS[case])
     elif case.startswith("random-"):
         rng = random.Random(int(case.removeprefix("random-")))
-        killed += sum(shot(lambda: work(spec, place), rng.uniform(0, 1.5)) for _ in range(KILLS))
+        for _ in range(KILLS):
+            killed += shot(lambda: work(spec, place), rng.uniform(0, 1.5))
+            let_leases_end(place)
+    let_leases_end(place)
     assert not died(lambda: work(spec, place)), "the last server died"
     return {"case": case, "killed": killed, "jobs": [told(place, job) for job in jobs_of(place)]}
 
@@ -121,6 +128,13 @@ def told(place: Path, job: Any) -> dict[str, Any]:
         "claims": job.claim,
         "succeeded": said.count(State.SUCCEEDED.value),
     }
+
+
+def let_leases_end(place: Path) -> None:
+    """As if time had passed: whoever held them is dead."""
+    with opened(place) as database, database.write() as connection:
+        held = jobs_table.c.lease_until.is_not(None)
+        connection.execute(update(jobs_table).where(held).values(lease_until=0.0))
 
 
 @contextmanager
