@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy import update
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
-from sqlalchemy import update
 
 from lorafusion import files
 from lorafusion.jobs.schema import RunSpec
@@ -49,7 +48,7 @@ from lorafusion.training.shard_writer import ShardWriter
 from lorafusion.training.site import Site
 
 LEASE_S = 60.0
-KILLS = 8
+KILLS = 3
 """Of a random case."""
 LONGEST_S = 120.0
 
