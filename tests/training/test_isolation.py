@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -172,9 +173,21 @@ def overflowing(job: dict[str, Any], learning_rate: float, *, steps: int) -> dic
     }
 
 
+def replace(folder: Path) -> None:
+    """A file instead, though the writer's thread makes the folder again and puts files into it."""
+    while not folder.is_file():
+        remove(folder)
+        with contextlib.suppress(IsADirectoryError):
+            folder.write_text("in the way")
+
+
+def remove(folder: Path) -> None:
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def replace_checkpoints(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoints")
-    (folder / "checkpoints").write_text("in the way")
+    replace(folder / "checkpoints")
 
 
 def fill_disk_of_metrics(folder: Path) -> None:
@@ -187,8 +200,7 @@ def fill_disk_of_metrics(folder: Path) -> None:
 
 
 def block_the_adapter(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("a file where the job's folder was")
+    replace(folder)
 
 
 @pytest.mark.parametrize("break_it", [replace_checkpoints, fill_disk_of_metrics, block_the_adapter])
@@ -304,7 +316,7 @@ def rows_that_break(
 def folder_removed(
     _victim: dict[str, Any], _base: Path, folder: Path, _patch: pytest.MonkeyPatch
 ) -> Events:
-    return BreakAt(3, folder / "run" / "victim", shutil.rmtree)
+    return BreakAt(3, folder / "run" / "victim", remove)
 
 
 def disk_full(
