@@ -84,12 +84,16 @@ def newest(root: Path, *, report: Callable[[str], None] = logger.warning) -> Che
     Raises:
         CheckpointError: A sound checkpoint has a format that this version does not know.
     """
-    for step in sorted(steps(root), reverse=True):
+    found = sorted(steps(root), reverse=True)
+    for step in found:
         folder = step_folder(root, step)
         try:
             return _read(folder)
         except _DamagedError as damage:
-            report(f"checkpoint {folder} is not used: {damage}; the one before is taken instead.")
+            instead = "the one before is taken instead"
+            if step == found[-1]:
+                instead = "there is none before it, and the job begins anew"
+            report(f"checkpoint {folder} is not used: {damage}; {instead}.")
     return None
 
 

@@ -11,7 +11,6 @@ does not fit by itself is its job's failure.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -161,7 +160,6 @@ class Compute:
             work.tight = True
             for piece in work.pieces:
                 piece.let_go()
-        gc.collect()  # an error and its frames may hold one another
 
     def _parts(self, place: Place) -> list[Place]:
         """The place as it is run."""

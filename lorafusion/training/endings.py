@@ -55,7 +55,8 @@ class Endings:
         try:
             output.close()
         except (OutputError, CheckpointError) as error:
-            reason = f"{reason} And: {error}"
+            if str(error) not in reason:
+                reason = f"{reason} And: {error}"
         self._finish(job_result(job, "failed", reason=reason))
 
     def failed_late(self, name: str, reason: str) -> None:

@@ -15,6 +15,9 @@ from lorafusion.training.queues import adapter_rank, eval_is_due
 from lorafusion.training.schedule import learning_rate
 from lorafusion.training.shard import JobShard
 
+# Samples whose losses are not finite: once a weight is not, all of them are.
+MOST_NAMED = 3
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -64,6 +67,8 @@ class TrainingJob:
         self.step = 0
         self.weight = 1.0
         """Its share of the places, against that of others."""
+        self.first_bad: str | None = None
+        """What was not finite in the first of the steps that were skipped in a row."""
         self.progress = Progress()
         self._sums: dict[int, tuple[float, int]] = {}
         self._evaluated = -1
@@ -137,8 +142,12 @@ class TrainingJob:
         ``squares`` is the squared norm of its gradient.
         """
         step = self.step = self.step + 1
-        loss = self._mean_loss()
         skipped = math.isnan(verdict)
+        if not skipped:
+            self.first_bad = None
+        elif self.first_bad is None:
+            self.first_bad = self._what_is_bad()
+        loss = self._mean_loss()
         self._record(loss, skipped=skipped)
         return StepResult(
             step=step,
@@ -171,6 +180,23 @@ class TrainingJob:
         """Continue after ``step`` with what :meth:`state` said then."""
         self.progress = Progress(**state)
         self.step = step
+
+    def _what_is_bad(self) -> str:
+        """Of the step that has just run; its samples are looked at, and its gradient here."""
+        bad = [sample for sample, (loss, _) in self._sums.items() if not math.isfinite(loss)]
+        order = self.data.order.batch(self.step).tolist()
+        said = [
+            f"the loss of {self.data.name('train', sample)}"
+            for sample in sorted(bad, key=order.index)[:MOST_NAMED]
+        ]
+        if len(bad) > MOST_NAMED:
+            said.append(f"that of {len(bad) - MOST_NAMED} more of its {len(order)} samples")
+        parameter = self.shard.first_bad
+        if parameter is not None:
+            said.append(f"the gradient of {parameter}")
+        elif not bad:
+            said.append("the norm of the gradient, or a gradient on another stage")
+        return f"step {self.step}: {', '.join(said)}"
 
     def _compare(self, loss: float, step: int) -> None:
         progress, patience = self.progress, self.spec.eval.patience

@@ -249,7 +249,8 @@ class TrainingLoop:
             self._fail(
                 job,
                 f"{job.progress.bad_steps} steps in a row up to step {job.step} had no finite loss "
-                f"and gradient (loss {result.loss}, gradient norm {result.grad_norm}). Lower the "
+                f"and gradient (loss {result.loss}, gradient norm {result.grad_norm}). What was "
+                f"not finite first, in {job.first_bad}. Lower the "
                 "learning rate or look at the data; max_bad_steps sets how many are allowed.",
             )
 

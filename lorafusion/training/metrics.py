@@ -83,6 +83,7 @@ class JobMetrics:
     def sync(self) -> None:
         """Put everything on the disk; call it before the checkpoint of the same step is saved."""
         with self._errors_named():
+            self._check_is_there()
             os.fsync(self._file.fileno())
             self._board.flush()
 
@@ -104,11 +105,17 @@ class JobMetrics:
             record |= {**dict.fromkeys(nonfinite), "nonfinite": nonfinite}
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         with self._errors_named():
+            self._check_is_there()
             while line:  # a disk that fills up takes a part, and refuses the rest
                 line = line[self._file.write(line) :]
             for name in TENSORBOARD_VALUES[kind]:
                 if name in values:
                     self._board.add_scalar(f"{kind}/{name}", values[name], step, walltime=now)
+
+    def _check_is_there(self) -> None:
+        """A file that was removed takes lines as ever, and so nobody would see that it is gone."""
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            raise FileNotFoundError(self._path)
 
     @contextmanager
     def _errors_named(self) -> Generator[None]:
@@ -116,7 +123,7 @@ class JobMetrics:
             yield
         except OSError as error:
             raise OutputError(
-                f"metrics {self._path} cannot be written: {error}. "
+                f"metrics {self._path} cannot be written: {_why(error)}. "
                 "Free space there, or choose another output folder."
             ) from error
 
@@ -140,6 +147,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if record is None:
             raise OutputError(f"{path}:{number} is not a metrics record. Remove the line.")
     return [record for record in records if record is not None]
+
+
+def _why(error: OSError) -> str:
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return "the job's folder was removed or replaced" if gone else str(error)
 
 
 def _cut_after(path: Path, step: int | None) -> set[int]:

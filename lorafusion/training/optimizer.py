@@ -90,14 +90,19 @@ class JobOptimizer:
             }
 
 
-def add_squares(total: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``total`` plus the squared Euclidean norm of ``gradients``, in float64.
+def squares_of(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The squared Euclidean norm of each, float64 scalars."""
+    return [gradient.double().square().sum() for gradient in gradients]
+
+
+def add_squares(total: torch.Tensor, squares: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``total`` plus :func:`squares_of` the gradients, in float64.
 
     Tensor by tensor from the last to the first, as the stages come in the backward: the sum has the
     same bits however the layers are cut into stages.
     """
-    for gradient in reversed(gradients):
-        total = total + gradient.double().square().sum()
+    for square in reversed(squares):
+        total = total + square
     return total
 
 

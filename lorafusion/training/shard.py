@@ -10,7 +10,7 @@ from lorafusion.adapters.bank import ResidentAdapter
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.data import JobData
 from lorafusion.training.gradients import GradientSum
-from lorafusion.training.optimizer import MOMENTS, JobOptimizer, add_squares
+from lorafusion.training.optimizer import MOMENTS, JobOptimizer, add_squares, squares_of
 from lorafusion.training.schedule import learning_rate
 
 
@@ -36,6 +36,7 @@ class JobShard:
         self._optimizer = JobOptimizer(spec, self.parameters)
         self._deterministic = deterministic
         self._whole: Sequence[torch.Tensor] | None = None
+        self._squares: Sequence[torch.Tensor] = ()
         self._begin_step()
 
     @property
@@ -71,7 +72,14 @@ class JobShard:
     def complete(self, squares: torch.Tensor) -> torch.Tensor:
         """The last sample of the step has been collected; ``squares`` plus this stage's."""
         self._whole = self.gradients.finish()
-        return add_squares(squares, self._whole)
+        self._squares = squares_of(self._whole)
+        return add_squares(squares, self._squares)
+
+    @property
+    def first_bad(self) -> str | None:
+        """The first parameter here whose gradient was not finite in the step completed last."""
+        named = zip(self.parameters, self._squares, strict=False)
+        return next((name for name, square in named if not bool(square.isfinite())), None)
 
     def apply(self, verdict: torch.Tensor) -> None:
         """Do the completed step as the verdict says."""

@@ -11,7 +11,8 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakSet
 
 import torch
 
@@ -25,7 +26,11 @@ from lorafusion.training.site import Site
 
 
 class Fault(NamedTuple):
-    """What goes wrong: in ``job`` on ``stage``, in step ``step``."""
+    """What goes wrong: in ``job`` on ``stage``, in step ``step``.
+
+    Where memory is full, ``step`` is the most tokens that fit, whatever job they are of; ``job`` is
+    there when it begins.
+    """
 
     stage: int
     phase: str
@@ -97,6 +102,90 @@ class _Bad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_gradients: Any) -> Any:
         raise ctx.fault.error()
+
+
+def _full(fault: Fault, _shard: JobShard, _site: Site) -> None:
+    """A forward of more tokens finds no memory, in evals too."""
+    _stage_forward(lambda run, rows: _out_of_memory() if rows > fault.step else run())
+
+
+def _full_backward(fault: Fault, _shard: JobShard, _site: Site) -> None:
+    """A backward of more tokens finds no memory, after it has added up a part of the gradient."""
+
+    def forward(run: Callable[[], torch.Tensor], rows: int) -> torch.Tensor:
+        output = run()
+        return _Full.apply(output) if rows > fault.step else output
+
+    stage_class: Any = Stage
+    run_layer = Stage._run_layer  # pyright: ignore[reportPrivateUsage]
+
+    def layer(stage: Stage, layer: Any, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        output = run_layer(stage, layer, hidden, *rest)
+        last = layer is stage.layers[stage.part.layers.stop - 2]
+        return _Full.apply(output) if last and len(hidden[0]) > fault.step else output
+
+    if fault.phase == "full-backward-midway":
+        stage_class._run_layer = layer
+    else:
+        _stage_forward(forward)
+
+
+class _Full(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *_gradients: Any) -> Any:
+        _out_of_memory()
+
+
+def _held(fault: Fault, _shard: JobShard, _site: Site) -> None:
+    """No more tokens fit than this, with those whose graphs are still there."""
+    graphs = WeakSet[_Graph]()
+
+    def forward(run: Callable[[], torch.Tensor], rows: int) -> torch.Tensor:
+        if rows + sum(graph.rows for graph in graphs) > fault.step:
+            _out_of_memory()
+        output = run()
+        if not output.requires_grad:
+            return output
+        graph = _Graph(rows)
+        graphs.add(graph)
+        return _Held.apply(output, graph)
+
+    _stage_forward(forward)
+
+
+class _Graph:
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, graph: _Graph) -> torch.Tensor:
+        ctx.graph = graph
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], None
+
+
+def _out_of_memory() -> NoReturn:
+    raise torch.OutOfMemoryError("planted: no memory")
+
+
+def _stage_forward(forward: Callable[[Callable[[], torch.Tensor], int], torch.Tensor]) -> None:
+    """Put ``forward`` around that of stages, which it is given with the number of rows."""
+    stage_class: Any = Stage
+    run = Stage.forward
+
+    def wrapped(stage: Stage, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
+        return forward(lambda: run(stage, entering, layout), len(entering))
+
+    stage_class.forward = wrapped
 
 
 def _is_here(fault: Fault, shard: JobShard, layout: AdapterLayout) -> bool:
@@ -189,6 +278,10 @@ _PHASES: dict[str, Callable[[Fault, JobShard, Site], None]] = {
     "copy": _copy,
     "eval": _forward,
     "forward": _forward,
+    "full": _full,
+    "full-backward": _full_backward,
+    "full-backward-midway": _full_backward,
+    "held": _held,
     "join": _nothing,
     "kill": _kill,
     "nan": _nan,

@@ -186,6 +186,23 @@ def test_damage_is_reported_and_the_one_before_is_used(
     assert len(reports) == 1
 
 
+def test_where_none_is_sound_the_report_says_that_it_begins_anew(
+    tmp_path: Path, executor: ThreadPoolExecutor
+):
+    saver = Saver(tmp_path, executor)
+    saver.save(1)
+    saver.save(2)
+    saver.close()
+    for step in (1, 2):
+        flip_byte(tmp_path / f"step-0000000{step}" / "stage-0.safetensors", -5)
+    reports: list[str] = []
+    assert newest(tmp_path, report=reports.append) is None
+    assert [report.split("; ")[-1] for report in reports] == [
+        "the one before is taken instead.",
+        "there is none before it, and the job begins anew.",
+    ]
+
+
 def test_a_later_leftover_neither_wins_nor_costs_the_new_one(
     tmp_path: Path, executor: ThreadPoolExecutor
 ):

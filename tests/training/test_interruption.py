@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorafusion.files import home
+from lorafusion.training.events import Events
 from tests.training import runs
 
 Jobs = list[dict[str, Any]]
@@ -203,6 +204,14 @@ def test_other_data_and_base_are_refused_by_name(
     assert " data: was" in (result.jobs[0].reason or "")
 
 
+class Notes(Events):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     jobs: Jobs, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -215,5 +224,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert len(kept) == 2
     shard = next(kept[-1].glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
-    runs.run(tmp_path / "damaged", tiny_base, frequent, resume=True, **settings)
+    told = Notes()
+    runs.run(tmp_path / "damaged", tiny_base, frequent, resume=True, events=told, **settings)
     runs.assert_same_bytes(tmp_path / "damaged" / name, tmp_path / "expected" / name)
+    (note,) = (note for note in told.notes if "is not used" in note)
+    assert f"{kept[-1]} is not used: {shard.name} does not match its checksum" in note
+    assert note.endswith("the one before is taken instead.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from lorafusion import files
+from lorafusion.planner.plan import Place
+from lorafusion.training import shard_writer
+from lorafusion.training.compute import Compute
+from lorafusion.training.data import JobData
 from lorafusion.training.events import Events
 from lorafusion.training.job import StepResult
 from tests.training import runs
+from tests.training.test_init_from import make_source
 
 Jobs = list[dict[str, Any]]
 
@@ -163,9 +173,21 @@ def overflowing(job: dict[str, Any], learning_rate: float, *, steps: int) -> dic
     }
 
 
+def replace(folder: Path) -> None:
+    """A file instead, though the writer's thread makes the folder again and puts files into it."""
+    while not folder.is_file():
+        remove(folder)
+        with contextlib.suppress(IsADirectoryError):
+            folder.write_text("in the way")
+
+
+def remove(folder: Path) -> None:
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def replace_checkpoints(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoints")
-    (folder / "checkpoints").write_text("in the way")
+    replace(folder / "checkpoints")
 
 
 def fill_disk_of_metrics(folder: Path) -> None:
@@ -178,8 +200,7 @@ def fill_disk_of_metrics(folder: Path) -> None:
 
 
 def block_the_adapter(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_text("a file where the job's folder was")
+    replace(folder)
 
 
 @pytest.mark.parametrize("break_it", [replace_checkpoints, fill_disk_of_metrics, block_the_adapter])
@@ -231,3 +252,156 @@ def test_jobs_that_cannot_begin_fail_alone(jobs: Jobs, tiny_base: Path, tmp_path
         reasons, ("empty.jsonl", "'nothing'", "val_size", "max_seq_len"), strict=False
     ):
         assert word in reason
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    jobs = runs.four_jobs(tmp_path_factory.mktemp("rows of five"), steps=9)
+    return [*jobs, {**jobs[0], "name": "like-the-first", "seed": 7}]
+
+
+@pytest.fixture(scope="module")
+def five_alone(five: Jobs, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("five") / "run"
+    runs.run(folder, tiny_base, five, deterministic=True)
+    return folder
+
+
+Poison = Callable[[dict[str, Any], Path, Path, pytest.MonkeyPatch], Events]
+
+
+def nan_in_the_starting_adapter(
+    victim: dict[str, Any], base: Path, folder: Path, _patch: pytest.MonkeyPatch
+) -> Events:
+    source = make_source(base, folder / "source", r=3, target_modules=["q_proj", "down_proj"])
+    weights = load_file(source / "adapter_model.safetensors")
+    name = next(name for name in weights if "layers.1" in name and "q_proj.lora_B" in name)
+    weights[name][2, 1] = math.nan
+    save_file(weights, source / "adapter_model.safetensors")
+    victim["adapter"] = {"init_from": str(source)}
+    return Events()
+
+
+def infinite_losses(
+    victim: dict[str, Any], _base: Path, _folder: Path, patch: pytest.MonkeyPatch
+) -> Events:
+    loss = Compute._loss  # pyright: ignore[reportPrivateUsage]
+
+    def infinite(compute: Compute, part: Place, *rest: Any) -> Any:
+        total, losses = loss(compute, part, *rest)
+        (segment,) = part.segments
+        due = segment.job == victim["name"] and part.kind == "train" and segment.step >= 5
+        return (total * math.inf, losses * math.inf) if due else (total, losses)
+
+    patch.setattr(Compute, "_loss", infinite)
+    return Events()
+
+
+def rows_that_break(
+    victim: dict[str, Any], _base: Path, _folder: Path, patch: pytest.MonkeyPatch
+) -> Events:
+    rows = JobData.rows
+    events = Seen()
+
+    def broken(data: JobData, kind: Any, index: int) -> Any:
+        its = data.training.report.path == victim["dataset"]["path"]
+        if its and kind == "train" and events.last == 6:
+            raise OSError(errno.EIO, "the file was cut short")
+        return rows(data, kind, index)
+
+    patch.setattr(JobData, "rows", broken)
+    return events
+
+
+def folder_removed(
+    _victim: dict[str, Any], _base: Path, folder: Path, _patch: pytest.MonkeyPatch
+) -> Events:
+    return BreakAt(3, folder / "run" / "victim", remove)
+
+
+def disk_full(
+    _victim: dict[str, Any], _base: Path, folder: Path, patch: pytest.MonkeyPatch
+) -> Events:
+    write_fails_below(folder / "run" / "victim", errno.ENOSPC, patch)
+    return Events()
+
+
+def folder_not_writable(
+    _victim: dict[str, Any], _base: Path, folder: Path, patch: pytest.MonkeyPatch
+) -> Events:
+    write_fails_below(folder / "run" / "victim", errno.EACCES, patch)
+    return Events()
+
+
+def write_fails_below(folder: Path, number: int, patch: pytest.MonkeyPatch) -> None:
+    write = files.write_bytes_atomic
+
+    def failing(path: Path, data: bytes) -> None:
+        if folder in path.parents:
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, data)
+
+    patch.setattr(shard_writer, "write_bytes_atomic", failing)
+
+
+class Seen(Events):
+    """The victim's last step."""
+
+    last = 0
+
+    def step(self, name: str, result: StepResult, *, tokens_per_s: float) -> None:
+        if name == "victim":
+            self.last = result.step
+
+
+# With what its reason must say; {rows} is the file.
+POISONS: dict[str, tuple[Poison, str]] = {
+    "NaN in its starting adapter": (
+        nan_in_the_starting_adapter,
+        r"source/.*: .*model.layers.1.self_attn.q_proj.lora_B.weight: a weight is NaN or infinite",
+    ),
+    "losses that are infinite": (
+        infinite_losses,
+        r"2 steps in a row up to step 6 .*first, in step 5: the loss of sample \d+, row \d+ of "
+        r"{rows}.* the gradient of model.layers.0.self_attn.q_proj.lora_A\. Lower",
+    ),
+    "rows that break": (
+        rows_that_break,
+        r"the forward of step 7: OSError: .*cut short \(sample \d+, row \d+ of {rows}, \d+ tokens",
+    ),
+    "its folder removed": (folder_removed, r"victim/metrics.jsonl .*folder was removed"),
+    "a disk that is full": (disk_full, r"victim/checkpoints/step-00000002 .*No space left"),
+    "a folder not writable": (
+        folder_not_writable,
+        r"victim/checkpoints/step-00000002 .*Permission denied.*make it writable",
+    ),
+}
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_one_of_six_is_poisoned(
+    poison: str,
+    five: Jobs,
+    five_alone: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = runs.write_rows(tmp_path / "rows.jsonl", rows=12, longest=8, seed=9)
+    victim = {**five[0], "name": "victim", "dataset": {"path": rows}, "save_every": 2}
+    victim |= {"max_bad_steps": 2, "seed": 5, "global_batch_size": 2}
+    act, words = POISONS[poison]
+    events = act(victim, tiny_base, tmp_path, monkeypatch)
+    company = [*five[:2], victim, *five[2:]]
+    result = runs.run(tmp_path / "run", tiny_base, company, events=events, deterministic=True)
+    states = {job.name: job.state for job in result.jobs}
+    assert states == {job["name"]: "succeeded" for job in five} | {"victim": "failed"}
+    (failed,) = (job for job in result.jobs if job.name == "victim")
+    assert re.search(words.replace("{rows}", re.escape(rows)), failed.reason or ""), failed.reason
+    assert failed.adapter_dir is None
+    assert not (tmp_path / "run" / "victim" / "adapter").exists()
+    for job in five:
+        found, expected = (folder / job["name"] for folder in (tmp_path / "run", five_alone))
+        runs.assert_same_bytes(found, expected)
+        weights = [(run / "adapter/adapter_model.safetensors") for run in (found, expected)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -8,7 +8,7 @@ import torch
 
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.gradients import GradientSum
-from lorafusion.training.optimizer import JobOptimizer, add_squares, judge
+from lorafusion.training.optimizer import JobOptimizer, add_squares, judge, squares_of
 
 
 def spec(**settings: Any) -> JobSpec:
@@ -33,7 +33,7 @@ def step(
     optimizer: JobOptimizer, whole: list[torch.Tensor], rate: float, limit: float | None = None
 ) -> float:
     """One step as a run does it; returns the gradient's norm."""
-    squares = add_squares(ZERO, whole)
+    squares = add_squares(ZERO, squares_of(whole))
     optimizer.apply(whole, judge(squares, ZERO, limit), learning_rate=rate)
     return float(squares.sqrt())
 
@@ -121,10 +121,11 @@ def test_a_job_may_have_nothing_on_a_stage() -> None:
 def test_the_norm_is_summed_in_float64_and_alike_over_any_stages() -> None:
     many = [torch.full((1 << 20,), 1e-4), torch.full((1,), 100.0), torch.full((7,), 1e-3)]
     exact = (1 << 20) * float(many[0][0].double()) ** 2 + 1e4 + 7 * float(many[2][0].double()) ** 2
-    whole = add_squares(ZERO, many)
+    squares = squares_of(many)
+    whole = add_squares(ZERO, squares)
     assert float(whole) == pytest.approx(exact, rel=1e-12)
     for cut in (1, 2):
-        assert torch.equal(add_squares(add_squares(ZERO, many[cut:]), many[:cut]), whole)
+        assert torch.equal(add_squares(add_squares(ZERO, squares[cut:]), squares[:cut]), whole)
 
 
 def put(leaves: list[torch.Tensor], value: float) -> None:
