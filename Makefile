@@ -62,8 +62,13 @@ bench-quick: fetch
 	$(BIN)/lorafusion bench train jobs/examples/demo.yaml --dtype float32 --dropout 0 --steps 1 \
 	  --rounds 1 -o $(QUICK)/train --overwrite
 
+# A process a core, each with whole files: what a file shares is made once. One thread each: two that
+# share a core wait for one another.
+PARALLEL := -n auto --dist loadfile
+
 test: fetch
-	$(BIN)/python -m pytest -m "not slow and not gpu and not aot and not chaos and not exhaustive" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --durations=10 \
+	  -m "not slow and not gpu and not aot and not chaos and not exhaustive"
 
 test-slow: fetch
 	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10

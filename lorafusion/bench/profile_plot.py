@@ -9,6 +9,7 @@ from typing import Any
 from lorafusion.bench import canvas
 
 _MARK = "#c8553d"
+_SECONDS = [base * 10.0**power for power in range(-3, 3) for base in (1, 2, 5)]
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -37,8 +38,14 @@ def _draw_fit(panel: Any, probes: Any) -> None:
     panel.plot(line, line, "--", color=canvas.REFERENCE, lw=1)
     panel.plot(*points(held=False), "o", color=canvas.REFERENCE, ms=4, label="fitted to")
     panel.plot(*points(held=True), "o", color=canvas.OURS, ms=5, label="held out")
-    panel.set_xscale("log")
-    panel.set_yscale("log")
+    ticks = [tick for tick in _SECONDS if least <= tick <= most]
+    for scale, mark in (
+        (panel.set_xscale, panel.set_xticks),
+        (panel.set_yscale, panel.set_yticks),
+    ):
+        scale("log")
+        mark(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
     panel.set_xlabel("measured, seconds of a microbatch")
     panel.set_ylabel("predicted")
     panel.legend(fontsize=8, frameon=False)
@@ -60,7 +67,9 @@ def _draw_sweep(panel: Any, result: Mapping[str, Any]) -> None:
     )
     panel.axvline(result["recommended"], color=_MARK, lw=1, label="recommended")
     panel.set_xscale("log", base=2)
-    panel.set_xticks(capacities, [str(capacity) for capacity in capacities], fontsize=7)
+    marked = result["recommended"]
+    apart = [each for each in capacities if each == marked or not 0.87 < each / marked < 1.15]
+    panel.set_xticks(apart, [str(each) for each in apart], fontsize=7)
     panel.set_xlabel("capacity, tokens")
     panel.set_ylabel("real tokens per second")
     panel.set_ylim(0)

@@ -22,6 +22,7 @@ from lorafusion.bench import (
     plan_scale,
     plan_table,
     profile_study,
+    service_study,
     train_table,
     what_if,
 )
@@ -42,6 +43,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/planner.md", "bench: large", "planner/large.json", plan_large.markdown),
     ("docs/planner.md", "bench: scale", "planner/scale.json", plan_scale.markdown),
     ("docs/profiling.md", "bench: profile", "profiling/profile.json", profile_study.markdown),
+    ("docs/service.md", "bench: service", "service/service.json", service_study.markdown),
     ("docs/what-if.md", "bench: what-if", "what-if/what-if.json", what_if.markdown),
 ]
 # Counted from the code, by tests of their own.
