@@ -57,12 +57,22 @@ def one(inputs: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
     return {name: tensor[row : row + 1] for name, tensor in inputs.items()}
 
 
-def step(model: Any, inputs: dict[str, torch.Tensor], **more: Any):
+def summed_loss(model: Any, inputs: dict[str, torch.Tensor]):
+    """Logits, and the sum of the rows' mean losses; transformers' own loss is in float32."""
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    losses = [
+        torch.nn.functional.cross_entropy(row[:-1], labels[1:], ignore_index=-100)
+        for row, labels in zip(logits, inputs["labels"], strict=True)
+    ]
+    return logits, torch.stack(losses).sum()
+
+
+def step(model: Any, inputs: dict[str, torch.Tensor]):
     """Logits, and the gradients by name."""
     model.zero_grad()
-    out = model(**inputs, **more)
-    out.loss.backward()
-    return out.logits.detach(), gradients(model)
+    logits, loss = summed_loss(model, inputs)
+    loss.backward()
+    return logits.detach(), gradients(model)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
