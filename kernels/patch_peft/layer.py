@@ -29,6 +29,9 @@ from lorafusion.kernels.patch_peft.rows import (
     segments,
 )
 
+FEW = 32
+"""Rows below which a forward without gradients is left to PEFT."""
+
 
 class FusedLinear(Linear):
     """The layer as PEFT made it, but for its class: parameters, names and state stay."""
@@ -99,6 +102,8 @@ class FusedLinear(Linear):
     def _fallback(
         self, x: torch.Tensor, names: Any, used: list[str], *, extra: bool
     ) -> Fallback | None:
+        if self._small(x, used):
+            return Fallback.SMALL
         why = layer_fallback(self) or call_fallback(self, x, extra)
         for name in used:
             why = why or adapter_fallback(self, name)
@@ -106,6 +111,16 @@ class FusedLinear(Linear):
         if why is None and summed and any(dropout_of(self.lora_dropout[name]) for name in used):
             return Fallback.SEVERAL
         return why
+
+    def _small(self, x: torch.Tensor, used: list[str]) -> bool:
+        # A call of the op costs some 0.2 ms in Python, and PEFT's forward of one row of a narrow
+        # layer 0.1 ms. Not where elements are dropped: what is recomputed later with gradients
+        # must have the same mask.
+        return (
+            not torch.is_grad_enabled()
+            and x.shape[:-1].numel() < FEW
+            and not any(dropout_of(self.lora_dropout[name]) for name in used)
+        )
 
     def _fused(self, x: torch.Tensor, names: Any, used: list[str]) -> torch.Tensor:
         """All checks are done: one call of the op, a segment for each run of an adapter."""

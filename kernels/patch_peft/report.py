@@ -27,6 +27,10 @@ would not call"
     DEVICE = "the base is on neither a CPU nor a CUDA or ROCm GPU"
     TRITON = "the base is on a GPU and triton is not installed"
     SEVERAL = "several adapters are active at once and drop elements: PEFT draws a mask for each"
+    SMALL = (
+        "fewer than 32 rows, without gradients or dropout, as in decoding: our op's checks take \
+longer than they save"
+    )
     INPUT = "an input of another type, width or device than the base, or more arguments"
     CASTING = "`disable_input_dtype_casting` is on"
     COMPILED = "inside `torch.compile`, `torch.export` or `torch.jit.trace`"

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 
 import lorafusion
 from lorafusion.errors import KernelError
+from lorafusion.kernels.patch_peft import Fallback, patch_peft, patch_report, patched, unpatch_peft
 from lorafusion.kernels.patch_peft import layer as patched_layer
-from lorafusion.kernels.patch_peft import patch_peft, patch_report, patched, unpatch_peft
 from tests.kernels.peft_models import (
     LLAMA_LINEARS,
     add,
@@ -220,7 +220,7 @@ def test_inference(tiny_base, calls):
         add(model, "other", lora(r=2, lora_dropout=0.3))
         model.eval()
     names = ["other", "default", "__base__", "other"]
-    inputs = {name: tensor for name, tensor in batch().items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch(length=9).items() if name != "labels"}
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             wanted = theirs(**inputs, adapter_names=names).logits
@@ -246,7 +246,7 @@ def test_inference(tiny_base, calls):
     columns = torch.randn(32, 6, dtype=torch.float64).T
     found, wanted = (model.get_submodule(q_proj)(columns) for model in (ours, theirs))
     assert torch.allclose(found, wanted)
-    assert not patch_report(ours).seen
+    assert set(patch_report(ours).seen) == {Fallback.SMALL}, "decoding"
 
 
 def test_frozen_factors(tiny_base):

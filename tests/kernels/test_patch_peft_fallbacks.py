@@ -97,6 +97,7 @@ ELSEWHERE = {Fallback.DTYPE, Fallback.DEVICE, Fallback.TRITON}
 # What only a forward can tell; SEVERAL's test is among those of dropout.
 IN_A_CALL = {
     Fallback.SEVERAL,
+    Fallback.SMALL,
     Fallback.INPUT,
     Fallback.CASTING,
     Fallback.COMPILED,
@@ -170,6 +171,23 @@ def test_inputs(tiny_base):
     assert seen_in(layer) == {Fallback.INPUT: 4}
     assert torch.allclose(layer(x, alora_offsets=None), peft(x))
     assert seen_in(layer) == {Fallback.INPUT: 4}
+
+
+def test_few_rows(tiny_base):
+    """Without gradients alone; and not where elements are dropped, which may be recomputed."""
+    model = llama(tiny_base, lora(lora_dropout=0.5))
+    patch_peft(model)
+    layer, x = layer_of(model), torch.randn(31, 32, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        model.eval()
+        assert not seen_in(layer)
+        wanted = layer(torch.cat([x, x[:1]]))[:31]
+        assert not seen_in(layer)
+        assert torch.allclose(layer(x), wanted)
+        assert seen_in(layer) == {Fallback.SMALL: 1}
+    layer(x)
+    assert seen_in(layer) == {Fallback.SMALL: 1}
 
 
 def test_casting_is_off(tiny_base):
