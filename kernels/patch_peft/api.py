@@ -131,6 +131,8 @@ def _checked_rows(
                 f"{name} ({type(layer).__name__}) cannot be routed by row; allowed: layers that "
                 "are PEFT's plain LoRA Linear, patched by patch_peft(model)"
             )
+        if "forward" in vars(layer):
+            _refuse(f"something has put a forward of its own on {name}, which rows do not reach")
         if layer.merged:
             _refuse(f"adapters are merged in {name}; call model.unmerge_adapter() first")
         if rows_of(layer) is not None:

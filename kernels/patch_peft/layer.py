@@ -178,7 +178,7 @@ def _draw_key() -> int:
     So ``torch.manual_seed`` makes it reproducible, every call has another, and checkpointing, which
     puts the generator back for the recomputation, gives the same one again.
     """
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 _KNOWN = {"adapter_names", "alora_offsets"}  # the second is for a variant, and ignored without it

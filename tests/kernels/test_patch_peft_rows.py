@@ -143,11 +143,17 @@ def test_a_recomputation_that_has_lost_its_rows(tiny_base):
     checkpoint(layer, x, use_reentrant=False).sum().backward()
 
 
+def own_forward(model):
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    layer.forward = layer.forward
+
+
 @pytest.mark.parametrize(
     ("change", "rows", "message"),
     [
         (unpatch_peft, ROWS, r"q_proj \(Linear\) cannot be routed by row; .* patch_peft\(model\)"),
         (None, ["default", "nobody", 3], "no adapter 3, nobody; there are: default, other"),
+        (own_forward, ROWS, "a forward of its own on .*layers.1.mlp.up_proj"),
         (None, "default", "allowed: a list, a name for each row"),
         (lambda m: m.merge_adapter(), ROWS, "unmerge_adapter"),
         (lambda m: m.set_adapter("other"), ROWS, r"default is frozen.*set_requires_grad\(\['def"),
