@@ -22,7 +22,7 @@ __all__ = ["MARK", "NAME", "main", "markdown", "measure"]
 
 MARK, NAME = "bench: patched", "patched"
 ADAPTERS = ("one", "two", "three", "four")
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_attention_heads": 9,
