@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lorafusion.api.settings import load_jobs
     from lorafusion.errors import LorafusionError
     from lorafusion.jobs.schema import DatasetConfig, EvalConfig
+    from lorafusion.kernels.patch_peft import adapter_rows, patch_peft, unpatch_peft
     from lorafusion.training.records import EvalRecord, JobReady, StepRecord
     from lorafusion.training.result import JobResult, RunResult
 
@@ -40,6 +41,9 @@ _HOMES = {
     "JobResult": "training.result",
     "RunResult": "training.result",
     "LorafusionError": "errors",
+    "patch_peft": "kernels.patch_peft",
+    "unpatch_peft": "kernels.patch_peft",
+    "adapter_rows": "kernels.patch_peft",
 }
 
 __all__ = [
@@ -60,6 +64,9 @@ __all__ = [
     "JobResult",
     "RunResult",
     "LorafusionError",
+    "patch_peft",
+    "unpatch_peft",
+    "adapter_rows",
     "__version__",
 ]
 

@@ -16,6 +16,7 @@ from lorafusion.bench import (
     kernels_table,
     memory_table,
     pages,
+    patched,
     pipeline_table,
     plan_balance,
     plan_large,
@@ -37,6 +38,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
+    ("docs/peft.md", "bench: patched", "peft/patched.json", patched.markdown),
     ("docs/pipeline.md", "pipeline: bench", "pipeline/pipeline.json", pipeline_table.markdown),
     ("docs/planner.md", "bench: balance", "planner/balance.json", plan_balance.markdown),
     ("docs/planner.md", "bench: cases", "planner/cases.json", plan_table.cases),
@@ -47,7 +49,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/what-if.md", "bench: what-if", "what-if/what-if.json", what_if.markdown),
 ]
 # Counted from the code, by tests of their own.
-COUNTED = {"bytes", "compiled ahead of time"}
+COUNTED = {"bytes", "compiled ahead of time", "fallbacks"}
 
 
 @pytest.mark.parametrize(("page", "mark", "file", "markdown"), TABLES)
