@@ -302,7 +302,8 @@ class TrainingLoop:
                 f"stage {rank} ran out of memory, and ran the microbatch in parts. From now on a "
                 f"microbatch has at most {capacity} tokens instead of {before}, and a longer "
                 f"sample is alone; it stays so in this run. Set `capacity: {capacity}` at the top "
-                "of the file to begin like that, with max_seq_len at most as much."
+                "of the file (serve: --capacity) to begin like that, with max_seq_len at most as "
+                "much."
             )
 
     def _hear_failure(self, name: str, reason: str) -> None:

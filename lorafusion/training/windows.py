@@ -48,6 +48,7 @@ class Windows:
         self._policy: Policy = policy
         self._limits = limits
         self._ahead = ahead
+        self._learned = False
         self._plan = Plan(limits, ())
         self._start = 0
         self._queues: Sequence[JobQueue] = [job.queue(window=WINDOW) for job in jobs.values()]
@@ -65,6 +66,7 @@ class Windows:
     def lower(self, capacity: int) -> None:
         """Plan with less from the next plan on; :meth:`cut` makes that come sooner."""
         self._limits = replace(self._limits, capacity=capacity)
+        self._learned = True
 
     def next_plan(self) -> Plan | None:
         """The plan behind the one before; None where nothing is left to plan.
@@ -104,11 +106,14 @@ class Windows:
 
     def _refilled(self, queues: Sequence[JobQueue]) -> Sequence[JobQueue]:
         """The queues of the jobs that are there, each with as many steps as a window may take."""
-        return [
-            _fitted(self._jobs[queue.name].refill(queue, window=WINDOW), self._limits.capacity)
+        filled = [
+            self._jobs[queue.name].refill(queue, window=WINDOW)
             for queue in queues
             if queue.name in self._jobs
         ]
+        if not self._learned:
+            return filled
+        return [_fitted(queue, self._limits.capacity) for queue in filled]
 
 
 def _fitted(queue: JobQueue, capacity: int) -> JobQueue:

@@ -141,10 +141,12 @@ class _Full(torch.autograd.Function):
 
 
 def _held(fault: Fault, _shard: JobShard, _site: Site) -> None:
-    """No more tokens fit than this, with those whose graphs are still there."""
+    """No more tokens are trained than this, with those whose graphs are still there."""
     graphs = WeakSet[_Graph]()
 
     def forward(run: Callable[[], torch.Tensor], rows: int) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return run()
         if rows + sum(graph.rows for graph in graphs) > fault.step:
             _out_of_memory()
         output = run()
