@@ -42,7 +42,7 @@ class Limit(Events):
 
 def main(base: Path, folder: Path, room: int) -> None:
     """Train, in this process."""
-    sizes = {"large": 300, "small": 2, "giant": 3}
+    sizes = {"large": 500, "small": 2, "giant": 3}
     files = {
         name: write_rows(folder / f"{name}.jsonl", rows=rows, longest=90, seed=1)
         for name, rows in sizes.items()
