@@ -306,7 +306,10 @@ def test_killed_at_any_instant_the_newest_is_complete(tmp_path: Path):
     stages, last = random.Random(1), 0
     wrote: dict[int, tuple[int, int]] = {}
     incomplete: list[str] = []
-    for attempt in range(ROUNDS):
+    # On a busy machine few steps are saved before a kill: there are more rounds then.
+    for attempt in range(10 * ROUNDS):
+        if attempt >= ROUNDS and last > ROUNDS and len(incomplete) > ROUNDS / 4:
+            break
         team = stages.choice([1, 2, 3, 3])
         killer.stdin.write(f"{attempt} {team}\n")
         killer.stdin.flush()
