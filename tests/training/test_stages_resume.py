@@ -93,7 +93,7 @@ def test_a_shard_that_was_altered(stages: Stages, jobs: Jobs, whole: Path, tmp_p
 def test_a_job_paused_alone(stages: Stages, jobs: Jobs, whole: Path, tmp_path: Path) -> None:
     output, name = tmp_path / "out", jobs[0]["name"]
     first = stages.run(Case(output, 2, pause_after={name: 3}), jobs, deterministic=True)
-    assert first.codes == [0, 0], first.err
+    assert first.codes == [1, 0], first.err  # not all have succeeded
     assert [job["state"] for job in first.jobs.values()] == ["paused", "succeeded"]
     assert 0 < first.jobs[name]["steps"] < STEPS
     check_same(output, whole, jobs[1:])

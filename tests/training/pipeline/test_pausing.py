@@ -29,7 +29,7 @@ def test_pause_after_an_eval_with_the_next_step_in_flight(tmp_path: Path, tiny_b
             # An eval before, and a step and an eval for each step.
             case = Case(tmp_path / f"paused-{step}", 2, pause_after={"a": 2 * step}, timeout_s=40)
             ended = stages.run(case, [job], **settings)
-            assert ended.code == 0, ended.err
+            assert ended.code == 1, ended.err  # it has not succeeded
             assert ended.jobs["a"]["state"] == "paused"
             found = state(case.output / "a")
             run(tmp_path / f"alone-{step}", tiny_base, [{**job, "max_steps": step}], **settings)
