@@ -9,6 +9,7 @@ from lorafusion.errors import LaunchError, LorafusionError, LostRankError
 FAULT = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+SIGNALLED = 128  # plus the signal's number, as shells count
 
 
 class EndedByRankZero(LaunchError):
@@ -24,7 +25,7 @@ class StoppedEarly(BaseException):  # as KeyboardInterrupt is
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {Signals(number).name}")
-        self.code = 128 + number
+        self.code = SIGNALLED + number
 
 
 def exit_code(error: BaseException) -> int:

@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.ranks import rank_name
 from lorafusion.launch.report import FOLDER_VARIABLE, read_conclusion, read_pids
 
 FAULT = 1
 # For ranks that have not ended although another has crashed: longer than they give themselves.
 SHUTDOWN_S = 20
-_SIGNALLED = 128
 
 
 class _Stopped(Exception):
@@ -45,7 +45,7 @@ def launch_here(arguments: Sequence[str], *, stages: int, max_restarts: int) -> 
             with _signals_to_rank_zero(folder):
                 failed = _run_agent(arguments, stages, max_restarts)
         except _Stopped as stopped:
-            return _SIGNALLED + stopped.number
+            return SIGNALLED + stopped.number
         finally:
             del os.environ[FOLDER_VARIABLE]
         code = read_conclusion(folder)

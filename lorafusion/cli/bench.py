@@ -19,10 +19,10 @@ from lorafusion.cli.bench_pipeline import bench_pipeline
 from lorafusion.cli.bench_plan import bench_plan
 from lorafusion.errors import TurnError
 from lorafusion.jobs.loading import load_run_file
+from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
 
 FAILED = 1
-_SIGNALLED = 128  # plus the signal's number, as shells count
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -101,7 +101,7 @@ def bench_train(  # noqa: PLR0913 - one argument an option
         except _Interrupted as error:
             typer.echo(f"stopped by {signal.Signals(error.number).name}", err=True)
             _say_what_is_kept(folder)
-            raise typer.Exit(_SIGNALLED + error.number) from error
+            raise typer.Exit(SIGNALLED + error.number) from error
 
 
 def _measure(settings: Settings, page: Path | None) -> None:

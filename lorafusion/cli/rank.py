@@ -12,12 +12,11 @@ import typer
 
 from lorafusion.cli import show_error
 from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
-from lorafusion.cli.serve import STOPPED
 from lorafusion.cli.store_options import VARIABLE
 from lorafusion.cli.train import existing_results, resume_command, show_run, write_end_report
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.loading import read_run_file
-from lorafusion.launch.codes import StoppedEarly
+from lorafusion.launch.codes import SIGNALLED, StoppedEarly
 from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
 from lorafusion.training.options import trace_mode
 
@@ -96,7 +95,7 @@ def _lead_server(rank: Rank, team: Team) -> int:
     quiet_transformers()
     serve_stages(rank, team, os.environ[VARIABLE], Lines(make_console(stderr=False)))
     signal = rank.stop.signal
-    return 0 if signal is None else STOPPED + signal
+    return 0 if signal is None else SIGNALLED + signal
 
 
 def _follow(rank: Rank, team: Team) -> None:

@@ -12,13 +12,12 @@ import typer
 
 from lorafusion.cli.options import HangTimeout
 from lorafusion.cli.store_options import VARIABLE, Store, store_url
+from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
     from lorafusion.jobs.schema import RunSpec
     from lorafusion.launch.store_worker import WorkerOptions
-
-STOPPED = 128  # plus the signal's number, as shells count
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _here(run: RunSpec, how: WorkerOptions, url: str) -> int:
     options = ServeOptions(url, run, how)
     serve(options, Lines(make_console(stderr=False)))
     signal = options.stop.signal
-    return 0 if signal is None else STOPPED + signal
+    return 0 if signal is None else SIGNALLED + signal
 
 
 def _on_ranks(run: RunSpec, how: WorkerOptions, url: str, stages: _Stages) -> int:

@@ -13,6 +13,7 @@ from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite,
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
+from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
 from lorafusion.launch.worker import HANG_TIMEOUT_S, RankOptions, output_folder
 from lorafusion.training.options import trace_mode
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from lorafusion.training.result import RunResult
 
 SOME_FAILED = 1
-_STOPPED = 128  # plus the signal's number, as shells count
 
 
 def command(  # noqa: PLR0913 - one argument an option
@@ -179,5 +179,5 @@ def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
 def _exit_code(result: RunResult, stop: StopRequest) -> int:
     states = {job.state for job in result.jobs}
     if stop.signal is not None and "paused" in states:
-        return _STOPPED + stop.signal
+        return SIGNALLED + stop.signal
     return 0 if states <= {"succeeded"} else SOME_FAILED
