@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import Any
 
 from torch import nn
 from torch.profiler import record_function
 
 from lorafusion.kernels.lora_linear import op as lora_linear
+from lorafusion.kernels.shared_input import op as shared_input
 from lorafusion.models import attention
 from lorafusion.models.stage import Stage
 
@@ -36,9 +38,9 @@ def named_ranges(stage: Stage, on_layer: Callable[[], None]) -> Generator[None]:
             stack.enter_context(_layer(stage.layers[index], f"{LAYER} {index}", on_layer))
         stack.enter_context(_attention())
         stack.enter_context(_replaced(vars(stage), "loss", _ranged(LOSS, stage.loss)))
-        for name in OPS:
-            run = _ranged(f"{LORA} {name}", getattr(lora_linear, name))
-            stack.enter_context(_replaced(lora_linear.__dict__, name, run))
+        for module, name in product((lora_linear, shared_input), OPS):
+            run = _ranged(f"{LORA} {name}", getattr(module, name))
+            stack.enter_context(_replaced(module.__dict__, name, run))
         yield
 
 
