@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
+SHARED_OPS = {f"shared_{op}": op for op in ("down", "up", "grad_input", "grad_a")}
+"""The parts of several projections of one X -> the op of a single one."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
     """What an op runs with where nothing was tuned.
 
     Args:
-        op: One of ``OPS``.
+        op: One of ``OPS`` or ``SHARED_OPS``.
         dtype: Of the base.
         arch: See :func:`architecture`.
     """
     from lorafusion.kernels.config_files import defaults  # which imports LaunchConfig
 
-    return defaults(arch)[dtype_class(dtype), op]
+    config = defaults(arch)[dtype_class(dtype), SHARED_OPS.get(op, op)]
+    # Three projections have three sums, and their matrices are found through addresses.
+    return replace(config, BR=min(config.BR, 32), tma=False) if op in SHARED_OPS else config
 
 
 def dtype_class(dtype: torch.dtype) -> str:
@@ -122,12 +126,17 @@ def examples(
     """The kernels that one call of an op launches, the one with the work first. Imports triton.
 
     Args:
-        op: One of ``OPS``.
+        op: One of ``OPS`` or ``SHARED_OPS``.
         config: As given to the op.
         rank: The largest rank of the microbatch: it decides the chunk of ranks.
         dtype: Of the base.
         dropout: Whether any job drops elements.
     """
+    if op in SHARED_OPS:
+        module = importlib.import_module("lorafusion.kernels.shared_input.examples")
+        return module.examples(
+            SHARED_OPS[op], config, chunk=rank_chunk(rank), dtype=dtype, dropout=dropout
+        )
     module = importlib.import_module(f"lorafusion.kernels.{op}.triton")
     return module.examples(config, chunk=rank_chunk(rank), dtype=dtype, dropout=dropout)
 

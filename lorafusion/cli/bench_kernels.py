@@ -63,6 +63,7 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     quick: Annotated[
         bool, typer.Option("--quick", help="With --cpu: two small cases in float32.")
     ] = False,
+    count: Annotated[bool, typer.Option("--bytes", help="Count bytes; nothing runs.")] = False,
     shared: Annotated[
         bool, typer.Option("--shared", help="Linears of one input, together and one by one.")
     ] = False,
@@ -89,7 +90,9 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     code: 0 measured or compiled, 1 a compiled kernel breaks a limit or results differ, 2 bad input,
     or no GPU.
     """
-    if aot:
+    if count:
+        _count(write)
+    elif aot:
         _compile(write)
     else:
         kind = None if dtype is None else dtype.value
@@ -101,11 +104,14 @@ def _compile(page: Path | None) -> None:
     _check(("triton",), "pip install triton")
     from lorafusion.bench import aot_table, pages
     from lorafusion.kernels.aot import compile_all, default_requests
+    from lorafusion.kernels.launch_configs import SHARED_OPS
 
     if page is not None:
         pages.found_in(page, aot_table.MARKS)
+        pages.found_in(page, aot_table.SHARED_MARKS)
     console = Console(highlight=False)
-    requests = default_requests()
+    single = default_requests()
+    requests = [*single, *default_requests(ops=SHARED_OPS)]
     with _bar(console) as bar:
         task = bar.add_task("compiling", total=len(requests))
 
@@ -115,14 +121,33 @@ def _compile(page: Path | None) -> None:
                 console.print(problem, style="red", soft_wrap=True)
 
         outcomes = compile_all(requests, done=done)
-    table = aot_table.markdown(outcomes)
-    if page is None:
-        typer.echo(table)
-    else:
-        pages.put_into(page, aot_table.MARKS, table)
-        console.print(f"the table is in {page}", soft_wrap=True)
+    for mark, some in (
+        (aot_table.MARKS, outcomes[: len(single)]),
+        (aot_table.SHARED_MARKS, outcomes[len(single) :]),
+    ):
+        if page is None:
+            typer.echo(aot_table.markdown(some))
+        else:
+            pages.put_into(page, mark, aot_table.markdown(some))
+    if page is not None:
+        console.print(f"the tables are in {page}", soft_wrap=True)
     if any(outcome.problems for outcome in outcomes):
         raise typer.Exit(PROBLEMS)
+
+
+def _count(page: Path | None) -> None:
+    from lorafusion.bench import layer_bytes, pages, traffic_table
+
+    for mark, table in (
+        (traffic_table.MARKS, traffic_table.markdown()),
+        (layer_bytes.MARKS, layer_bytes.markdown()),
+    ):
+        if page is None:
+            typer.echo(f"{table}\n")
+        else:
+            pages.put_into(page, mark, table)
+    if page is not None:
+        layer_bytes.draw(page.with_suffix("") / layer_bytes.PLOT_FILE)
 
 
 def _measure(asked: Asked) -> None:
