@@ -147,7 +147,7 @@ def test_all_but_dx_has_the_bits_of_separate_kernels(tiles, monkeypatch):
 
 
 def test_two_runs_have_the_same_bits(tiles):
-    tiles("small")
+    tiles("large")
     case = mixed(K=40, N=(36, 12, 20)).to(torch.float32)
     first, again = parts(case.run("triton")), parts(case.run("triton"))
     for name, tensor in first.items():
@@ -179,8 +179,9 @@ def inside_nan(tensor: torch.Tensor) -> torch.Tensor:
     return view.requires_grad_(tensor.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["large", "small"])
-@pytest.mark.parametrize(("K", "N"), [(64, (48, 16, 32)), (60, (100, 3, 5))], ids=str)
+@pytest.mark.parametrize(
+    ("name", "K", "N"), [("large", 64, (48, 16, 32)), ("small", 60, (40, 3, 5))], ids=str
+)
 def test_nothing_outside_is_read(tiles, name, K, N):
     tiles(name)
     case = mixed(K=K, N=N).to(torch.float32)
