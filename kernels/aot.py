@@ -33,7 +33,7 @@ from lorafusion.kernels.launch_configs import (
 KB = 1024
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 RANKS = (16, 64, 256)
-GEMMS = ("up", "grad_input")
+GEMMS = ("up", "grad_input", "shared_up", "shared_grad_input")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Request:
     """One op, as a launch on a target would compile it.
 
     Attributes:
-        op: One of ``OPS``.
+        op: One of ``OPS`` or ``SHARED_OPS``.
         target: One of ``TARGETS``.
         chunk: See :func:`lorafusion.kernels.launch_configs.rank_chunk`.
         dtype: One of ``DTYPES``.
@@ -173,14 +173,15 @@ def default_requests(
     targets: Iterable[str] = TARGETS,
     ranks: Iterable[int] = RANKS,
     dtypes: Iterable[str] = ("bf16", "fp32"),
+    ops: Iterable[str] = OPS,
 ) -> list[Request]:
-    """Every op's default configuration, each once; also without descriptors where it has them."""
+    """The ops' default configurations, each once; also without descriptors where they have them."""
     return list(
         dict.fromkeys(
             Request.default(op, target, rank=rank, dtype=dtype, tma=tma)
             for target in targets
             for dtype in dtypes
-            for op in OPS
+            for op in ops
             for rank in ranks
             for tma in (True, False)
         )

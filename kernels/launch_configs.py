@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
+SHARED_OPS = {f"shared_{op}": op for op in ("down", "up", "grad_input", "grad_a")}
+"""The parts of several projections of one X -> the op of a single one."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,27 @@ def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
     """What an op runs with where nothing was tuned.
 
     Args:
-        op: One of ``OPS``.
+        op: One of ``OPS`` or ``SHARED_OPS``.
         dtype: Of the base.
         arch: See :func:`architecture`.
     """
     from lorafusion.kernels.config_files import defaults  # which imports LaunchConfig
 
-    return defaults(arch)[dtype_class(dtype), op]
+    config = defaults(arch)[dtype_class(dtype), SHARED_OPS.get(op, op)]
+    return _for_three(op, config, dtype) if op in SHARED_OPS else config
+
+
+def _for_three(op: str, config: LaunchConfig, dtype: torch.dtype) -> LaunchConfig:
+    """Three linears have three sums or three masks in registers, and W is found by its address.
+
+    With the single ops' tiles down spilled 92 bytes a thread on sm_80 (1.6 KB in float32),
+    grad_input and grad_a 64.
+    """
+    single = dtype_class(dtype) == "float32"
+    slim = single or op in ("shared_down", "shared_grad_a")
+    ranks = 32 if op == "shared_up" or (op == "shared_down" and not single) else 16
+    depth = max(16, config.BK // 2) if slim else config.BK
+    return replace(config, BK=depth, BR=min(config.BR, ranks), tma=False)
 
 
 def dtype_class(dtype: torch.dtype) -> str:
@@ -122,12 +138,17 @@ def examples(
     """The kernels that one call of an op launches, the one with the work first. Imports triton.
 
     Args:
-        op: One of ``OPS``.
+        op: One of ``OPS`` or ``SHARED_OPS``.
         config: As given to the op.
         rank: The largest rank of the microbatch: it decides the chunk of ranks.
         dtype: Of the base.
         dropout: Whether any job drops elements.
     """
+    if op in SHARED_OPS:
+        module = importlib.import_module("lorafusion.kernels.shared_input.examples")
+        return module.examples(
+            SHARED_OPS[op], config, chunk=rank_chunk(rank), dtype=dtype, dropout=dropout
+        )
     module = importlib.import_module(f"lorafusion.kernels.{op}.triton")
     return module.examples(config, chunk=rank_chunk(rank), dtype=dtype, dropout=dropout)
 

@@ -53,6 +53,16 @@ class ModuleAdapters:
     """Slot -> form. A slot without an entry has no adapter here."""
 
 
+class Projection(NamedTuple):
+    """A frozen linear with the adapters on it: one of several that are given the same tensor."""
+
+    weight: torch.Tensor
+    """[N, K] of any strides."""
+    bias: torch.Tensor | None
+    """[N] or None."""
+    adapters: ModuleAdapters
+
+
 class Segment(NamedTuple):
     """The rows of one job: its samples, one after the other."""
 

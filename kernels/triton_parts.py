@@ -104,3 +104,19 @@ def keep_mask(b_key, column, b_threshold, BC: tl.constexpr):
     b_z = finalise(b_key[:, None] + (o_group * _GOLDEN)[None, :])
     b_lane = (b_z >> (o_c % 4 * 16).to(tl.uint64)[None, :]).to(tl.int32) & 0xFFFF
     return b_lane >= b_threshold
+
+
+@triton.jit
+def load_rows(p_prefix, p_sample, p_position, row, o_m, m_m):
+    """What the keys of the rows ``row + o_m`` are folded from, whatever the module."""
+    return (
+        tl.load(p_prefix + row).to(tl.uint64, bitcast=True),
+        tl.load(p_sample + row + o_m, mask=m_m, other=0),
+        tl.load(p_position + row + o_m, mask=m_m, other=0),
+    )
+
+
+@triton.jit
+def fold_keys(b_rows, p_form):
+    """As :func:`load_row_keys`, from :func:`load_rows`: several modules share the loads."""
+    return _fold(_fold(_fold(b_rows[0], tl.load(p_form + 6)), b_rows[1]), b_rows[2])

@@ -18,10 +18,18 @@ def grad_input(
 ) -> torch.Tensor:
     """See the op."""
     dx_TK = dy_TN @ weight_NK
+    add_lora(dx_TK, ds_TR, layout, adapters)
+    return dx_TK
+
+
+def add_lora(
+    dx_TK: torch.Tensor, ds_TR: torch.Tensor, layout: AdapterLayout, adapters: ModuleAdapters
+) -> None:
+    """Add mask ⊙ (dS A) / (1 - p) to ``dx_TK`` in place."""
     rows = list(layout.adapted_rows(adapters))
     if calls.takes(dx_TK):
         calls.grad_input(dx_TK, ds_TR, layout, adapters.key, rows)
-        return dx_TK
+        return
     for start, stop, form, _ in rows:
         through = ds_TR[start:stop, : form.A.shape[0]] @ form.A
         if form.dropout:
@@ -29,4 +37,3 @@ def grad_input(
             keys = layout.row_keys(adapters.key, start, stop)
             through = dropped(through, keys, form.dropout)
         dx_TK[start:stop] += through
-    return dx_TK

@@ -6,44 +6,19 @@ touch what another job's backward still needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from lorafusion.adapters.adapted import AdaptedLinear, weight_NK
 from lorafusion.adapters.registry import METHODS, AdapterConfig, ModuleAdapter
 from lorafusion.adapters.targets import match_targets
 from lorafusion.errors import AdapterError
-from lorafusion.kernels.binding import bound_layout
 from lorafusion.kernels.hashing import module_key
 from lorafusion.kernels.layout import FusedForm, ModuleAdapters
-from lorafusion.kernels.lora_linear import lora_linear
 from lorafusion.module_names import ModuleNames, module_names
-
-
-def weight_NK(linear: Any) -> torch.Tensor:
-    """The weight [out, in] of an ``nn.Linear``, or of a ``Conv1D``, which stores [in, out]."""
-    return linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
-
-
-class AdaptedLinear(nn.Module):
-    """A linear of the base that also runs the bound microbatch's adapters."""
-
-    def __init__(self, base: Any, name: str) -> None:
-        """``base`` is an ``nn.Linear`` or a ``Conv1D``, ``name`` its full name in the base."""
-        super().__init__()
-        self.base = base
-        self.name = name
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out]; the base alone outside of a packed forward."""
-        layout = bound_layout()
-        adapters = layout.modules.get(self.name) if layout is not None else None
-        if layout is None or adapters is None:
-            return self.base(x)
-        return lora_linear(x, weight_NK(self.base), self.base.bias, layout, adapters)
 
 
 @dataclass(frozen=True)
@@ -85,18 +60,27 @@ class ResidentAdapter:
 class AdapterBank:
     """Slots over one base. Linears are wrapped when the first adapter wants them."""
 
-    def __init__(self, model: nn.Module, names: ModuleNames | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: ModuleNames | None = None,
+        shared_inputs: Iterable[Sequence[str]] = (),
+    ) -> None:
         """``model`` keeps its weights; targeted linears get a wrapper around them.
 
         Args:
             model: The base, or the part of it that is here.
             names: Those of the whole base, where ``model`` is a part of it.
+            shared_inputs: Full names of linears that are given the same tensor, in the order of
+                their calls: they run together. Others run one by one.
         """
         self._model = model
         self._names = names or module_names(model)
         here = dict(model.named_modules())
         self._linears = {name: here[name] for name in self._names.linears if name in here}
         self._residents: dict[int, ResidentAdapter] = {}
+        self._sharing = {name: tuple(names) for names in shared_inputs for name in names}
+        self._adapted: dict[str, AdaptedLinear] = {}
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -150,4 +134,9 @@ class AdapterBank:
     def _wrap(self, name: str) -> None:
         if isinstance(self._model.get_submodule(name), AdaptedLinear):
             return
-        self._model.set_submodule(name, AdaptedLinear(self._linears[name], name))
+        self._adapted[name] = AdaptedLinear(self._linears[name], name)
+        self._model.set_submodule(name, self._adapted[name])
+        names = self._sharing.get(name, ())
+        sharing = [self._adapted[other] for other in names if other in self._adapted]
+        for one in sharing:
+            one.sharing = sharing

@@ -10,7 +10,8 @@ from lorafusion.kernels.aot import KB, Outcome, Report, Request
 from lorafusion.kernels.launch_configs import LaunchConfig
 
 MARKS = "compiled ahead of time"
-"""The name of the table's marks in a page."""
+SHARED_MARKS = "compiled ahead of time, shared inputs"
+"""The names of the tables' marks in a page."""
 _HEAD = ("kernel", "for", "tile", "warps, stages")
 
 

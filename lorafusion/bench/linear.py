@@ -61,6 +61,20 @@ class Case:
         )
 
 
+class Rows(Protocol):
+    """What is said of the rows of a case."""
+
+    @property
+    def rows(self) -> int:
+        """Of all jobs together."""
+        ...
+
+    @property
+    def jobs(self) -> int:
+        """How many share them."""
+        ...
+
+
 class Way(Protocol):
     """One way to compute a case. ``forward`` and ``backward`` take turns."""
 
@@ -136,11 +150,10 @@ class Ours:
 
     def prepare(self) -> None:
         """A new microbatch, as training makes one for all linears of a model: not timed."""
-        rows = _shares(self.tensors.case)
         self._step += 1
-        segments = [Segment(slot, slot, self._step, [0], [n]) for slot, n in enumerate(rows)]
-        self.layout = AdapterLayout.build(segments, {"linear": self.adapters}, training=True)
-        _forget(self.x, *(factor for pair in self.factors for factor in pair))
+        rows = shares(self.tensors.case)
+        self.layout = one_sample_a_job(rows, {"linear": self.adapters}, self._step)
+        forget(self.x, *(factor for pair in self.factors for factor in pair))
 
     def forward(self) -> torch.Tensor:
         """All jobs at once."""
@@ -183,7 +196,7 @@ class Peft:
         case = tensors.case
         base = torch.nn.Linear(case.K, case.N, bias=False, device="meta")
         base.weight = torch.nn.Parameter(tensors.weight, requires_grad=False)
-        self._rows = _shares(case) if jobs is None else [case.rows]
+        self._rows = shares(case) if jobs is None else [case.rows]
         self._xs = [x.detach().requires_grad_() for x in tensors.x.split(self._rows)]
         self._dys = tensors.dy.split(self._rows)
         self.layers: list[Any] = []
@@ -206,7 +219,7 @@ class Peft:
 
     def prepare(self) -> None:
         """Gradients of the call before are dropped."""
-        _forget(*self._xs, *(p for layer in self.layers for p in layer.parameters()))
+        forget(*self._xs, *(p for layer in self.layers for p in layer.parameters()))
 
     def forward(self) -> torch.Tensor:
         """Job after job."""
@@ -249,9 +262,21 @@ class Timing:
 
 
 def measure(case: Case, names: Sequence[str], *, rounds: int, device: str, timer: Timer) -> Timing:
-    """Time every way once a round, the order rotating, after two rounds that do not count."""
+    """Time every way by :func:`take_turns`."""
     tensors = Tensors(case, device)
     ways = {name: make_way(name, tensors) for name in names}
+    return Timing(case, *take_turns(ways, rounds=rounds, timer=timer))
+
+
+def take_turns(
+    ways: Mapping[str, Way], *, rounds: int, timer: Timer
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Every way once a round, the order rotating, after two rounds that do not count.
+
+    Returns:
+        Seconds of the forwards, and of the backwards, by way.
+    """
+    names = list(ways)
     forward: dict[str, list[float]] = {name: [] for name in names}
     backward: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-2, rounds):
@@ -263,7 +288,7 @@ def measure(case: Case, names: Sequence[str], *, rounds: int, device: str, timer
             if number >= 0:
                 forward[name].append(times[0])
                 backward[name].append(times[1])
-    return Timing(case, forward, backward)
+    return forward, backward
 
 
 def cpu_timer(call: Callable[[], object]) -> float:
@@ -284,13 +309,22 @@ def cuda_timer(call: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _shares(case: Case) -> list[int]:
+def shares(case: Rows) -> list[int]:
     """Rows of each job; the last takes what is left over."""
     each = case.rows // case.jobs
     return [each] * (case.jobs - 1) + [case.rows - each * (case.jobs - 1)]
 
 
-def _forget(*tensors: torch.Tensor) -> None:
+def one_sample_a_job(
+    rows: Sequence[int], modules: Mapping[str, ModuleAdapters], step: int
+) -> AdapterLayout:
+    """A training microbatch of jobs in slots 0, 1 and so on."""
+    segments = [Segment(slot, slot, step, [0], [n]) for slot, n in enumerate(rows)]
+    return AdapterLayout.build(segments, modules, training=True)
+
+
+def forget(*tensors: torch.Tensor) -> None:
+    """Drop their gradients."""
     for tensor in tensors:
         tensor.grad = None
 

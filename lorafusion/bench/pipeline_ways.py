@@ -106,7 +106,7 @@ class JobsCase:
         part = Part(self._cut[team.stage], self.study.layers)
         base = load_base(self._base, "float32", part)
         stage = Stage(base)
-        bank = AdapterBank(base.model, base.names)
+        bank = AdapterBank(base.model, base.names, stage.shared_inputs)
         residents = Residents(bank, lambda _: None)
         for way in WAYS:
             for spec, data in zip(self._specs, self._data, strict=True):

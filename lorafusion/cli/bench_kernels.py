@@ -18,6 +18,7 @@ from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
     from lorafusion.bench.linear import Timing
+    from lorafusion.bench.summary import Spread
     from lorafusion.kernels.aot import Outcome
 
 PROBLEMS = 1
@@ -62,6 +63,10 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     quick: Annotated[
         bool, typer.Option("--quick", help="With --cpu: two small cases in float32.")
     ] = False,
+    count: Annotated[bool, typer.Option("--bytes", help="Count bytes; nothing runs.")] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Linears of one input, together and one by one.")
+    ] = False,
     dtype: Annotated[
         Dtype | None, typer.Option(help="With --cpu: the cases of this number format alone.")
     ] = None,
@@ -81,25 +86,32 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Time one multi-adapter linear against PEFT's layer and the frozen base's products alone.
 
-    On the GPU by default. Writes kernels.json and kernels.png. Exit code: 0 measured or compiled, 1
-    a compiled kernel breaks a limit or results differ, 2 bad input, or no GPU.
+    On the GPU by default. Writes kernels.json and kernels.png, with --shared shared.json. Exit
+    code: 0 measured or compiled, 1 a compiled kernel breaks a limit or results differ, 2 bad input,
+    or no GPU.
     """
-    if aot:
+    if count:
+        _count(write)
+    elif aot:
         _compile(write)
     else:
         kind = None if dtype is None else dtype.value
-        _measure(Asked(cpu, quick, kind, rounds, threads, output, overwrite, write))
+        asked = Asked(cpu, quick, kind, rounds, threads, output, overwrite, write)
+        (_measure_shared if shared else _measure)(asked)
 
 
 def _compile(page: Path | None) -> None:
     _check(("triton",), "pip install triton")
     from lorafusion.bench import aot_table, pages
     from lorafusion.kernels.aot import compile_all, default_requests
+    from lorafusion.kernels.launch_configs import SHARED_OPS
 
     if page is not None:
         pages.found_in(page, aot_table.MARKS)
+        pages.found_in(page, aot_table.SHARED_MARKS)
     console = Console(highlight=False)
-    requests = default_requests()
+    single = default_requests()
+    requests = [*single, *default_requests(ops=SHARED_OPS)]
     with _bar(console) as bar:
         task = bar.add_task("compiling", total=len(requests))
 
@@ -109,21 +121,38 @@ def _compile(page: Path | None) -> None:
                 console.print(problem, style="red", soft_wrap=True)
 
         outcomes = compile_all(requests, done=done)
-    table = aot_table.markdown(outcomes)
-    if page is None:
-        typer.echo(table)
-    else:
-        pages.put_into(page, aot_table.MARKS, table)
-        console.print(f"the table is in {page}", soft_wrap=True)
+    for mark, some in (
+        (aot_table.MARKS, outcomes[: len(single)]),
+        (aot_table.SHARED_MARKS, outcomes[len(single) :]),
+    ):
+        if page is None:
+            typer.echo(aot_table.markdown(some))
+        else:
+            pages.put_into(page, mark, aot_table.markdown(some))
+    if page is not None:
+        console.print(f"the tables are in {page}", soft_wrap=True)
     if any(outcome.problems for outcome in outcomes):
         raise typer.Exit(PROBLEMS)
+
+
+def _count(page: Path | None) -> None:
+    from lorafusion.bench import layer_bytes, pages, traffic_table
+
+    for mark, table in (
+        (traffic_table.MARKS, traffic_table.markdown()),
+        (layer_bytes.MARKS, layer_bytes.markdown()),
+    ):
+        if page is None:
+            typer.echo(f"{table}\n")
+        else:
+            pages.put_into(page, mark, table)
+    if page is not None:
+        layer_bytes.draw(page.with_suffix("") / layer_bytes.PLOT_FILE)
 
 
 def _measure(asked: Asked) -> None:
     _check(("peft", "matplotlib"), "pip install 'lorafusion[bench]'")
     prepare_environment()
-    import torch
-
     from lorafusion.bench import kernels_table, pages
     from lorafusion.bench.kernels import PLOT_FILE, RESULT_FILE, Plan, run
     from lorafusion.bench.kernels_plot import draw
@@ -131,13 +160,7 @@ def _measure(asked: Asked) -> None:
 
     if asked.page is not None:
         pages.found_in(asked.page, kernels_table.MARK)
-    if asked.threads is not None:
-        torch.set_num_threads(asked.threads)
-    if not asked.cpu and not torch.cuda.is_available():
-        raise BenchError(
-            "torch sees no GPU here (`lorafusion doctor` says why). Without one: --cpu measures "
-            "the CPU backend, --aot compiles the kernels."
-        )
+    _prepare_torch(asked)
     console = Console(highlight=False)
     plan = Plan.cpu(quick=asked.quick, dtype=asked.dtype) if asked.cpu else Plan.gpu()
     folder = asked.folder
@@ -163,6 +186,49 @@ def _measure(asked: Asked) -> None:
     if asked.page is not None:
         pages.put_into(asked.page, kernels_table.MARK, kernels_table.markdown(result))
         pages.keep_beside(asked.page, folder, (RESULT_FILE, PLOT_FILE))
+
+
+def _measure_shared(asked: Asked) -> None:
+    prepare_environment()
+    from lorafusion.bench import pages, shared
+
+    if asked.page is not None:
+        pages.found_in(asked.page, shared.MARK)
+    _prepare_torch(asked)
+    console = Console(highlight=False)
+
+    def done(case: shared.SharedCase, ratio: Spread) -> None:
+        found = f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
+        console.print(f"{case}: one by one over together {found}", soft_wrap=True)
+
+    try:
+        result = shared.run(
+            "cpu" if asked.cpu else "cuda",
+            rounds=asked.rounds,
+            folder=asked.folder,
+            overwrite=asked.overwrite,
+            quick=asked.quick,
+            done=done,
+        )
+    except WrongResultError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        raise typer.Exit(PROBLEMS) from error
+    console.print(f"{asked.folder / shared.RESULT_FILE}", soft_wrap=True)
+    if asked.page is not None:
+        pages.put_into(asked.page, shared.MARK, shared.markdown(result))
+        pages.keep_beside(asked.page, asked.folder, (shared.RESULT_FILE,))
+
+
+def _prepare_torch(asked: Asked) -> None:
+    import torch
+
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
+    if not asked.cpu and not torch.cuda.is_available():
+        raise BenchError(
+            "torch sees no GPU here (`lorafusion doctor` says why). Without one: --cpu measures "
+            "the CPU backend, --aot compiles the kernels."
+        )
 
 
 def _table(timing: Timing, *, bounded: bool) -> Table:

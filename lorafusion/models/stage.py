@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
-from lorafusion.kernels.binding import bind_layout
+from lorafusion.kernels.binding import bind_layout, bound_scratch
 from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage
@@ -22,6 +22,7 @@ from lorafusion.models.head import Head
 from lorafusion.models.load import Base
 from lorafusion.models.loss import weighted_cross_entropy
 from lorafusion.models.refusals import longest_sample
+from lorafusion.models.shared_inputs import watch_inputs
 
 
 class Stage(nn.Module):
@@ -57,7 +58,10 @@ class Stage(nn.Module):
         self._longest = longest_sample(base.model.config)
         self._decoder = Decoder(base.model.get_decoder(), base.part, self.width)
         self.layers: nn.ModuleList = self._decoder.layers
-        check_stage(base, self._packed, self._opened, head, name=attention.NAME)
+        with watch_inputs(base.model, base.names.linears) as shared_inputs:
+            check_stage(base, self._packed, self._opened, head, name=attention.NAME)
+        self.shared_inputs = tuple(shared_inputs)
+        """Full names of linears that are given the same tensor, for :class:`AdapterBank`."""
 
     @property
     def device(self) -> torch.device:
@@ -110,13 +114,13 @@ class Stage(nn.Module):
         self, layer: nn.Module, hidden: torch.Tensor, call: LayerCall, layout: AdapterLayout
     ) -> torch.Tensor:
         if not (self._recompute and torch.is_grad_enabled()):
-            return layer(hidden, *call.args, **call.kwargs)
+            return _call(layer, hidden, call)
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
             # In the repetition another microbatch may be bound, or nothing, on a thread of
             # autograd's. context_fn would do for one repetition only.
             with bind_layout(layout):
-                return layer(hidden, *call.args, **call.kwargs)
+                return _call(layer, hidden, call)
 
         # Dropout is a function of rows, and the base has none: no state of a generator matters.
         return checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
@@ -137,3 +141,10 @@ class Stage(nn.Module):
         """What the model's own forward gives its first layer for a hidden state [T, D]."""
         positions_T = torch.arange(len(sample), device=sample.device)
         return self._decoder.open(sample, positions_T).hidden[0]
+
+
+def _call(layer: nn.Module, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+    output = layer(hidden, *call.args, **call.kwargs)
+    left = bound_scratch()
+    assert not left, f"linears that were to run with others were not called: {sorted(left)}"
+    return output

@@ -63,7 +63,7 @@ class Workbench:
         self._base = base
         self._adapter = adapter
         self._stage = _WatchedStage(base)
-        self._bank = AdapterBank(base.model, base.names)
+        self._bank = AdapterBank(base.model, base.names, self._stage.shared_inputs)
         self.shards: dict[str, JobShard] = {}
         """The probe jobs that are there, by name."""
         self._compute = Compute(

@@ -34,7 +34,7 @@ _INSIDE = (
         re.compile(rf"{ATTENTION}$|aten::_?scaled_dot_product|\w*Attention\w*(Backward\d*)?$"),
         ATTEND,
     ),
-    (re.compile(rf"{LORA} |_LoraLinear|torch::autograd::AccumulateGrad"), ADAPTERS),
+    (re.compile(rf"{LORA} |_(Shared)?LoraLinear|torch::autograd::AccumulateGrad"), ADAPTERS),
     (re.compile(rf"{LOSS}$|_WeightedCrossEntropy"), HEAD),
     (re.compile(r"step |Optimizer"), OPTIMIZER),
     (re.compile(r"(send|wait) "), COMMUNICATION),
@@ -59,10 +59,11 @@ _BY_NAME = (
         POINTWISE,
     ),
 )
-# The base's product inside an op of LoRA: the first of its products. Triton's runs both at once.
-_WITH_PRODUCT = {f"{LORA} up", f"{LORA} grad_input"}
-_PRODUCT = re.compile(r"aten::(linear|matmul|mm|addmm)$")
-_FUSED_KERNEL = "gemm_kernel"
+# The base's products inside an op of LoRA come first: one, or as many as its name says linears.
+# Triton's run with LoRA's at once.
+_WITH_PRODUCT = re.compile(rf"{LORA} (up|grad_input)(?: (\d+))?$")
+_PRODUCT = re.compile(r"aten::(linear|matmul|mm|addmm_?)$")
+_FUSED_KERNELS = ("gemm_kernel", "shared_up_kernel", "shared_grad_input_kernel")
 
 
 _ON_CPU = {"cpu_op", "user_annotation"}
@@ -139,7 +140,7 @@ def _add_kernels(events: Sequence[Mapping[str, Any]], sums: Mapping[str, _Sum]) 
             continue
         name = str(event["name"])
         kind = launched.get(str(event["args"].get("correlation")), OTHER)
-        if kind == ADAPTERS and name.startswith(_FUSED_KERNEL):
+        if kind == ADAPTERS and name.startswith(_FUSED_KERNELS):
             kind = BASE
         elif kind == OTHER:
             kind = COMMUNICATION if name.startswith("nccl") else _ON_GPU[event["cat"]]
@@ -187,6 +188,7 @@ def _enter(event: Mapping[str, Any], around: _Event | None) -> _Event:
     kind = inside or next((kind for pattern, kind in _BY_NAME if pattern.match(name)), OTHER)
     if kind == POINTWISE and inside is None and backward and not node:
         kind = OPTIMIZER  # gradients of samples are added, and their squared norms taken
-    products = int(name in _WITH_PRODUCT)
+    found = _WITH_PRODUCT.match(name)
+    products = int(found[2] or 1) if found else 0
     end = event["ts"] + event["dur"]
     return _Event(name, end, kind, inside, backward, node, products, event["dur"])

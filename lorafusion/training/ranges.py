@@ -12,12 +12,15 @@ from typing import Any
 from torch import nn
 from torch.profiler import record_function
 
+from lorafusion.kernels.layout import Projection
 from lorafusion.kernels.lora_linear import op as lora_linear
+from lorafusion.kernels.shared_input import op as shared_input
 from lorafusion.models import attention
 from lorafusion.models.stage import Stage
 
 ATTENTION, LOSS, LAYER, LORA = "attention", "loss", "layer", "lora"
-"""What the ranges are called; a layer's number, and an op of LoRA, come behind a blank."""
+"""What the ranges are called; a layer's number, and an op of LoRA, come behind a blank, and
+behind the op how many linears it runs, where they share their input."""
 
 # Two of them have the base's own product inside.
 OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
@@ -36,9 +39,10 @@ def named_ranges(stage: Stage, on_layer: Callable[[], None]) -> Generator[None]:
             stack.enter_context(_layer(stage.layers[index], f"{LAYER} {index}", on_layer))
         stack.enter_context(_attention())
         stack.enter_context(_replaced(vars(stage), "loss", _ranged(LOSS, stage.loss)))
-        for name in OPS:
-            run = _ranged(f"{LORA} {name}", getattr(lora_linear, name))
-            stack.enter_context(_replaced(lora_linear.__dict__, name, run))
+        for module, ranged in ((lora_linear, _ranged), (shared_input, _ranged_with_count)):
+            for name in OPS:
+                run = ranged(f"{LORA} {name}", getattr(module, name))
+                stack.enter_context(_replaced(module.__dict__, name, run))
         yield
 
 
@@ -96,3 +100,16 @@ def _ranged(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
             return run(*arguments, **named)
 
     return inside
+
+
+def _ranged_with_count(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def inside(*arguments: Any, **named: Any) -> Any:
+        counts = [len(given) for given in arguments if _is_projections(given)]
+        with record_function(f"{name} {counts[0]}" if counts else name):
+            return run(*arguments, **named)
+
+    return inside
+
+
+def _is_projections(given: object) -> bool:
+    return isinstance(given, tuple) and any(isinstance(one, Projection) for one in given)

@@ -45,7 +45,7 @@ class Site:
         """
         self.base = base
         self.stage = Stage(base, recompute=recompute)
-        self.bank = AdapterBank(base.model, base.names)
+        self.bank = AdapterBank(base.model, base.names, self.stage.shared_inputs)
         self.residents = Residents(self.bank, self._save)
         self._team = team
         self._deterministic = deterministic

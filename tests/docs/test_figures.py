@@ -24,6 +24,7 @@ from lorafusion.bench import (
     plan_table,
     profile_study,
     service_study,
+    shared,
     train_table,
     what_if,
 )
@@ -37,6 +38,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
+    ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
     ("docs/peft.md", "bench: patched", "peft/patched.json", patched.markdown),
     ("docs/pipeline.md", "pipeline: bench", "pipeline/pipeline.json", pipeline_table.markdown),
@@ -49,7 +51,13 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/what-if.md", "bench: what-if", "what-if/what-if.json", what_if.markdown),
 ]
 # Counted from the code, by tests of their own.
-COUNTED = {"bytes", "compiled ahead of time", "fallbacks"}
+COUNTED = {
+    "bytes",
+    "bytes of a layer",
+    "compiled ahead of time",
+    "compiled ahead of time, shared inputs",
+    "fallbacks",
+}
 
 
 @pytest.mark.parametrize(("page", "mark", "file", "markdown"), TABLES)

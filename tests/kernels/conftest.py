@@ -81,6 +81,7 @@ class Case:
     bias: torch.Tensor | None
     factors: dict[int, tuple[torch.Tensor, torch.Tensor]]
     dy: torch.Tensor
+    name: str = NAME
 
     @property
     def forms(self) -> dict[int, FusedForm]:
@@ -92,11 +93,11 @@ class Case:
 
     @property
     def adapters(self) -> ModuleAdapters:
-        return ModuleAdapters(module_key(NAME), self.forms)
+        return ModuleAdapters(module_key(self.name), self.forms)
 
     def layout(self, *, training: bool = True) -> AdapterLayout:
         segments = [Segment(j.slot, j.seed, j.step, j.samples, j.lengths) for j in self.jobs]
-        return AdapterLayout.build(segments, {NAME: self.adapters}, training=training)
+        return AdapterLayout.build(segments, {self.name: self.adapters}, training=training)
 
     def rows(self, slot: int) -> slice:
         """Where the job of a slot lies."""
@@ -131,7 +132,7 @@ class Case:
                 y = x @ case.weight.T + (0 if case.bias is None else case.bias)
                 if job.slot in case.factors:
                     A, B = case.factors[job.slot]
-                    factor = dropout_factor(job, sample, x) if training else 1
+                    factor = dropout_factor(job, sample, x, self.name) if training else 1
                     y = y + job.scale * ((x * factor) @ A.T @ B.T)
                 pieces.append(y)
                 row += length
@@ -168,11 +169,11 @@ def leaf(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor
     return copy.requires_grad_(tensor.requires_grad)
 
 
-def dropout_factor(job: Job, sample: int, x: torch.Tensor) -> torch.Tensor:
+def dropout_factor(job: Job, sample: int, x: torch.Tensor, name: str) -> torch.Tensor:
     """What each element of one sample is multiplied by: 0 or 1/(1-p)."""
     t = round(job.p * 65536)
     keys = [
-        Plain.hash(job.seed, job.step, Plain.module(NAME), sample, position)
+        Plain.hash(job.seed, job.step, Plain.module(name), sample, position)
         for position in range(x.shape[0])
     ]
     keep = [Plain.keep(key, x.shape[1], t) for key in keys]

@@ -15,7 +15,7 @@ from lorafusion.bench import aot_table, pages
 from lorafusion.errors import BenchError
 from lorafusion.kernels import aot
 from lorafusion.kernels.aot import TARGETS, Outcome, Report, Request, compile_all
-from lorafusion.kernels.launch_configs import OPS, LaunchConfig
+from lorafusion.kernels.launch_configs import OPS, SHARED_OPS, LaunchConfig
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -24,7 +24,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 # Every op on every target, and float32 where the matrix units would round it.
 SHORT = [
     *(Request.default(op, target, rank=16, dtype="bf16") for target in TARGETS for op in OPS),
+    *(Request.default(op, name, rank=16, dtype="bf16") for name in TARGETS for op in SHARED_OPS),
     Request.default("up", "sm_80", rank=16, dtype="fp32"),
+    Request.default("shared_grad_input", "sm_90", rank=16, dtype="fp32"),
     Request.default("up", "gfx942", rank=16, dtype="fp32"),
 ]
 
@@ -213,3 +215,26 @@ def test_the_page_holds_what_the_compiler_gives(everything):
         pytest.skip("the page's table is of another triton")
     shown = [outcome for outcome in everything if outcome.request.dtype != "fp16"]
     assert aot_table.markdown(shown) == table, "run `lorafusion bench kernels --aot --write PAGE`"
+
+
+@pytest.fixture(scope="module")
+def shared() -> list[Outcome]:
+    return compile_all(aot.default_requests(dtypes=("bf16", "fp16", "fp32"), ops=SHARED_OPS))
+
+
+@needs_triton
+@pytest.mark.aot
+@pytest.mark.multiproc
+def test_every_shared_default_fits_its_target(shared):
+    problems = [problem for outcome in shared for problem in outcome.problems]
+    assert not problems, "\n".join(problems)
+
+
+@needs_triton
+@pytest.mark.aot
+def test_the_page_holds_what_the_compiler_gives_of_shared_inputs(shared):
+    table = pages.found_in(PAGE, aot_table.SHARED_MARKS)
+    if f"By triton {version('triton')}." not in table:
+        pytest.skip("the page's table is of another triton")
+    shown = [outcome for outcome in shared if outcome.request.dtype != "fp16"]
+    assert aot_table.markdown(shown) == table

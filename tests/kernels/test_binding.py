@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from lorafusion.kernels.binding import bind_layout, bound_layout
+from lorafusion.kernels.binding import bind_layout, bound_layout, bound_scratch
 from lorafusion.kernels.layout import AdapterLayout, Segment
 
 
@@ -45,3 +45,15 @@ def test_other_threads_do_not_see_it():
         thread.start()
         thread.join()
     assert seen == [None]
+
+
+def test_each_binding_has_a_scratch_of_its_own():
+    rows = layout(2)
+    with bind_layout(rows):
+        bound_scratch()["q"] = 1
+        with bind_layout(rows):
+            assert bound_scratch() == {}
+            bound_scratch()["k"] = 2
+        assert bound_scratch() == {"q": 1}
+    with pytest.raises(AssertionError, match="nothing is bound"):
+        bound_scratch()

@@ -72,7 +72,7 @@ class Piece:
         """
         base = load_base(str(folder), dtype, part)
         stage = Stage(base, recompute=recompute)
-        bank = AdapterBank(base.model, base.names)
+        bank = AdapterBank(base.model, base.names, stage.shared_inputs)
         adapters: list[ResidentAdapter] = []
         for seed, config in enumerate(CONFIGS):
             wanted = bank.match(targets or config.target_modules)

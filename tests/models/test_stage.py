@@ -78,7 +78,7 @@ def test_no_gradient_below_the_first_adapted_layer(tmp_path: Path) -> None:
     make_llama(tmp_path, layers=3)
     base = load_base(str(tmp_path), "float32")
     stage = Stage(base)
-    bank = AdapterBank(base.model)
+    bank = AdapterBank(base.model, shared_inputs=stage.shared_inputs)
     adapter = bank.add(LoraConfig(r=2), bank.match(r"model\.layers\.1\.self_attn\.o_proj"), seed=0)
     outputs: list[torch.Tensor] = []
     for layer in stage.layers:

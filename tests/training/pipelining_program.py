@@ -128,7 +128,7 @@ def our_gradients(
     """This stage's A and B, and the gradients of the first step, summed over its microbatches."""
     base = load_base(path, "float64", Part(layers_of(team.stage), LAYERS))
     stage = Stage(base)
-    bank = AdapterBank(base.model, base.names)
+    bank = AdapterBank(base.model, base.names, stage.shared_inputs)
     residents = Residents(bank, lambda _: None)
     spec, adapter = resolve(SPEC, base.names)
     resident = bank.add(adapter.config, [n for n in adapter.targets if n in bank.linears], seed=1)
