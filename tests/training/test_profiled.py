@@ -106,6 +106,8 @@ def test_two_stages(stages: Stages, deep_base: Path, tmp_path: Path) -> None:
         assert {f"layer {index}" for index in layers} <= names
         assert not {f"layer {index}" for index in others} & names
         assert ("loss" in names) == (rank == 1)
+        # A receive may end after the profile, and torch would write its end to freed memory.
+        assert not {name for name in names if name.startswith("gloo:")}
         kinds = by_kind(json.loads((out / "trace" / f"operations-{rank}.json").read_text()))
         assert kinds[operations.COMMUNICATION][0] > 0
         assert (kinds[operations.HEAD][0] > 0) == (rank == 1)
