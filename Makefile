@@ -56,7 +56,7 @@ demo: fetch
 QUICK := runs/bench-quick
 bench-quick: fetch
 	$(BIN)/lorafusion bench kernels --cpu --quick --rounds 5 -o $(QUICK)/kernels --overwrite
-	$(BIN)/lorafusion bench kernels --cpu --quick --shared --rounds 5 -o $(QUICK)/shared --overwrite
+	$(BIN)/lorafusion bench kernels --cpu --quick --op shared --rounds 5 -o $(QUICK)/shared --overwrite
 	$(BIN)/lorafusion bench plan tests/planner/cases/two_jobs.json \
 	  tests/planner/cases/small_batches.json --baselines -o $(QUICK)/plan
 	$(BIN)/lorafusion bench pipeline --stages 4 --rounds 1 -o $(QUICK)/pipeline

@@ -1,4 +1,4 @@
-"""``lorafusion bench kernels --shared``: linears of one input together, and one by one."""
+"""``lorafusion bench kernels --op shared``: linears of one input together, and one by one."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from lorafusion.kernels.shared_input import shared_lora_linear
 from lorafusion.machine import describe_machine, versions
 
 MARK = "bench: shared inputs"
+RATIO = "one by one over together"
 RESULT_FILE = "shared.json"
 FORMAT = 1
 TOGETHER, APART = "together", "one by one"

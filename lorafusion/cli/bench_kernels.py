@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, cast
 
 import typer
 from rich.console import Console
@@ -48,6 +49,43 @@ class Asked(NamedTuple):
     page: Path | None
 
 
+class Op(StrEnum):
+    """What is measured. All but the first have a module of their own in :data:`MODULES`."""
+
+    LINEAR = "linear"
+    SHARED = "shared"
+
+
+MODULES = {Op.SHARED: "lorafusion.bench.shared"}
+
+
+class OpBench(Protocol):
+    """The benchmark of an op."""
+
+    MARK: str
+    """Of its table in a page."""
+    RATIO: str
+    """What is told of each case: how many times as long which way takes."""
+    RESULT_FILE: str
+
+    def run(
+        self,
+        device: str,
+        *,
+        rounds: int,
+        folder: Path,
+        overwrite: bool,
+        quick: bool,
+        done: Callable[[object, Spread], None],
+    ) -> dict[str, Any]:
+        """Check that the ways of each case compute the same, and measure them in turns."""
+        ...
+
+    def markdown(self, result: dict[str, Any]) -> str:
+        """The table."""
+        ...
+
+
 class Dtype(StrEnum):
     """Number formats of the cases."""
 
@@ -64,9 +102,10 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
         bool, typer.Option("--quick", help="With --cpu: two small cases in float32.")
     ] = False,
     count: Annotated[bool, typer.Option("--bytes", help="Count bytes; nothing runs.")] = False,
-    shared: Annotated[
-        bool, typer.Option("--shared", help="Linears of one input, together and one by one.")
-    ] = False,
+    op: Annotated[
+        Op,
+        typer.Option(help="linear: one linear with its adapters; shared: linears of one input."),
+    ] = Op.LINEAR,
     dtype: Annotated[
         Dtype | None, typer.Option(help="With --cpu: the cases of this number format alone.")
     ] = None,
@@ -84,9 +123,9 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
         bool, typer.Option("--overwrite", help="Replace an earlier benchmark's results.")
     ] = False,
 ) -> None:
-    """Time one multi-adapter linear against PEFT's layer and the frozen base's products alone.
+    """Time an op against what it replaces, by default a linear against PEFT's layer.
 
-    On the GPU by default. Writes kernels.json and kernels.png, with --shared shared.json. Exit
+    On the GPU by default. Writes kernels.json and kernels.png, for another op its own JSON. Exit
     code: 0 measured or compiled, 1 a compiled kernel breaks a limit or results differ, 2 bad input,
     or no GPU.
     """
@@ -97,7 +136,10 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     else:
         kind = None if dtype is None else dtype.value
         asked = Asked(cpu, quick, kind, rounds, threads, output, overwrite, write)
-        (_measure_shared if shared else _measure)(asked)
+        if op is Op.LINEAR:
+            _measure(asked)
+        else:
+            _measure_op(cast("OpBench", importlib.import_module(MODULES[op])), asked)
 
 
 def _compile(page: Path | None) -> None:
@@ -188,21 +230,21 @@ def _measure(asked: Asked) -> None:
         pages.keep_beside(asked.page, folder, (RESULT_FILE, PLOT_FILE))
 
 
-def _measure_shared(asked: Asked) -> None:
+def _measure_op(bench: OpBench, asked: Asked) -> None:
     prepare_environment()
-    from lorafusion.bench import pages, shared
+    from lorafusion.bench import pages
 
     if asked.page is not None:
-        pages.found_in(asked.page, shared.MARK)
+        pages.found_in(asked.page, bench.MARK)
     _prepare_torch(asked)
     console = Console(highlight=False)
 
-    def done(case: shared.SharedCase, ratio: Spread) -> None:
+    def done(case: object, ratio: Spread) -> None:
         found = f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
-        console.print(f"{case}: one by one over together {found}", soft_wrap=True)
+        console.print(f"{case}: {bench.RATIO} {found}", soft_wrap=True)
 
     try:
-        result = shared.run(
+        result = bench.run(
             "cpu" if asked.cpu else "cuda",
             rounds=asked.rounds,
             folder=asked.folder,
@@ -213,10 +255,10 @@ def _measure_shared(asked: Asked) -> None:
     except WrongResultError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         raise typer.Exit(PROBLEMS) from error
-    console.print(f"{asked.folder / shared.RESULT_FILE}", soft_wrap=True)
+    console.print(f"{asked.folder / bench.RESULT_FILE}", soft_wrap=True)
     if asked.page is not None:
-        pages.put_into(asked.page, shared.MARK, shared.markdown(result))
-        pages.keep_beside(asked.page, asked.folder, (shared.RESULT_FILE,))
+        pages.put_into(asked.page, bench.MARK, bench.markdown(result))
+        pages.keep_beside(asked.page, asked.folder, (bench.RESULT_FILE,))
 
 
 def _prepare_torch(asked: Asked) -> None:

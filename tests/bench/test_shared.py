@@ -1,4 +1,4 @@
-"""``lorafusion bench kernels --shared``: what it compares, and what stops it."""
+"""``lorafusion bench kernels --op shared``: what it compares, and what stops it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from lorafusion.cli import build_app
 def test_it_measures_and_writes(tmp_path):
     result = CliRunner().invoke(
         build_app(),
-        ["bench", "kernels", "--cpu", "--quick", "--shared", "--rounds", "2", "-o", str(tmp_path)],
+        [
+            "bench",
+            "kernels",
+            "--cpu",
+            "--quick",
+            "--op",
+            "shared",
+            "--rounds",
+            "2",
+            "-o",
+            str(tmp_path),
+        ],
     )
     assert result.exit_code == 0, result.output
     assert result.output.count("one by one over together") == 2
@@ -45,7 +56,7 @@ def test_results_that_differ_stop_it(monkeypatch, tmp_path):
 
     monkeypatch.setattr(shared, "shared_lora_linear", wrong)
     result = CliRunner().invoke(
-        build_app(), ["bench", "kernels", "--cpu", "--quick", "--shared", "-o", str(tmp_path)]
+        build_app(), ["bench", "kernels", "--cpu", "--quick", "--op", "shared", "-o", str(tmp_path)]
     )
     assert result.exit_code == 1
     assert "results differ" in result.output
