@@ -55,9 +55,8 @@ RUNS = st.fixed_dictionaries(
 LIMIT_S = 20.0
 FUZZ = settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,  # a commit's tests do not depend on luck
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -83,7 +83,7 @@ def ask(ahead: Ahead, queues: tuple[JobQueue, ...] = QUEUES, **more: Any) -> Pla
 # What is asked, and what is answered.
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     strategies.job_queues(),
     strategies.limits(),

@@ -57,7 +57,7 @@ def balanced_loads(draft: Draft, queues: Sequence[JobQueue], limits: Limits) -> 
     return draft_loads(after, chains, limits)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(planned(), st.integers(0, 9), st.one_of(st.none(), st.integers(1, 20)))
 def test_a_balanced_draft_is_valid_as_long_and_no_slower(
     given: tuple[tuple[JobQueue, ...], Limits], sweeps: int, max_places: int | None
@@ -85,7 +85,7 @@ def test_a_balanced_draft_is_valid_as_long_and_no_slower(
             assert new.ready_at <= old.ready_at
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(planned(), st.integers(0, 3000))
 def test_work_is_limited_and_the_same_work_gives_the_same_draft(
     given: tuple[tuple[JobQueue, ...], Limits], work: int
@@ -239,7 +239,7 @@ def test_two_steps_of_a_job_may_change_places() -> None:
     assert board.loads == [2, 0, 2]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(planned(), st.integers(1, 12), st.randoms(use_true_random=False))
 def test_a_board_keeps_count(
     given: tuple[tuple[JobQueue, ...], Limits], max_places: int, random: Random

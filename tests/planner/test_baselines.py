@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafusion.errors import PlanError
@@ -195,7 +195,6 @@ LIMITS = st.builds(
 
 
 @pytest.mark.parametrize("make", BASELINES)
-@settings(deadline=None)
 @given(queues=jobs(), limits=LIMITS)
 def test_every_baseline_is_valid_and_whole(
     make: Make, queues: list[JobQueue], limits: Limits
@@ -212,7 +211,6 @@ def test_every_baseline_is_valid_and_whole(
     assert make(queues, limits) == baseline
 
 
-@settings(deadline=None)
 @given(queues=jobs(), capacity=st.integers(20, 60), stages=st.integers(1, 5))
 def test_a_flush_takes_as_long_as_noops(queues: list[JobQueue], capacity: int, stages: int) -> None:
     baseline = one_after_another(queues, Limits(capacity, stages))

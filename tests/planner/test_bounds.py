@@ -112,7 +112,7 @@ def runs(draw: st.DrawFn) -> tuple[list[JobQueue], Limits]:
     return queues, Limits(CAPACITY, stages, replicas, segment_load)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(runs())
 def test_never_above_the_best_plan(run: tuple[list[JobQueue], Limits]) -> None:
     best = fewest_places(*run)

@@ -58,7 +58,7 @@ def cost(draft: Draft, chains: Sequence[Chain], limits: Limits) -> tuple[int, in
     return len(draft), pace(draft_loads(draft, chains, limits), limits.distance)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(job_queues(), limits(), st.one_of(st.none(), st.integers(1, 20)))
 def test_an_improved_draft_is_valid_and_never_worse(
     queues: tuple[JobQueue, ...], limits: Limits, max_places: int | None
@@ -167,7 +167,7 @@ def solved(board: Board, window: range) -> Draft:
     return board.draft()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(small_drafts())
 def test_a_window_is_as_good_as_the_best_of_all_placements(
     drafted: tuple[tuple[JobQueue, ...], Limits, Draft, range],

@@ -38,7 +38,7 @@ def check_choice(jobs: Sequence[Sequence[int]], taken: Sequence[Sequence[int]]) 
         assert all(0 <= index < len(loads) for index in chosen)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(jobs_of_few, st.integers(12, 40), st.integers(0, 3))
 def test_no_choice_fills_the_place_more(jobs: list[list[int]], capacity: int, segment: int) -> None:
     room = Room(capacity + segment, capacity + segment, segment)

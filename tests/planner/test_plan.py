@@ -56,7 +56,7 @@ plans = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(plans)
 def test_json_is_lossless(plan: Plan) -> None:
     again = Plan.from_json(plan.to_json())

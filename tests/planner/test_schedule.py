@@ -37,7 +37,7 @@ def unneeded_noops(plan: Plan, queues: Sequence[JobQueue]) -> list[int]:
     return unneeded
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(job_queues(), limits(), st.lists(st.integers(1, 9), min_size=1, max_size=20), policies)
 def test_windows_of_any_size_join_to_one_valid_plan(
     queues: tuple[JobQueue, ...], limits: Limits, windows: list[int], policy: Policy
@@ -87,7 +87,7 @@ def plant(fault: str, plan: Plan, index: int) -> Plan:
     return replace(plan, limits=limits, places=places)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(job_queues(), limits(), st.sampled_from(FAULTS), st.data())
 def test_random_faults_are_caught(
     queues: tuple[JobQueue, ...], limits: Limits, fault: str, data: st.DataObject

@@ -23,7 +23,7 @@ def paced(plan: Plan) -> int:
     return pace([place.load(plan.limits) for place in plan.places], plan.limits.distance)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(job_queues(), limits())
 def test_plans_are_valid_whole_and_no_longer_than_one_pass(
     queues: tuple[JobQueue, ...], limits: Limits

@@ -128,7 +128,7 @@ def test_a_large_sample_is_not_shut_out_by_small_ones() -> None:
     assert longest_wait(service, small.whole) <= 2
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 2**20), st.integers(2, 4), st.integers(1, 3))
 @example(508, 3, 1)  # a light job of small samples, first again and again, beside a full place
 @example(79066, 3, 1)

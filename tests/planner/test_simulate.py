@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafusion.errors import PlanError
@@ -232,7 +232,6 @@ def pipelines(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None)
 @given(pipelines())
 def test_every_start_is_that_of_the_slow_simulator(pipeline: dict[str, Any]) -> None:
     times = pipeline["times"]
@@ -249,7 +248,6 @@ def test_every_start_is_that_of_the_slow_simulator(pipeline: dict[str, Any]) -> 
     assert result.busy_s == tuple(map(sum, zip(by_stage, steps, strict=True)))
 
 
-@settings(deadline=None)
 @given(pipelines())
 def test_a_pipeline_keeps_its_rules(pipeline: dict[str, Any]) -> None:
     times, stages = pipeline["times"], pipeline["stages"]
@@ -280,7 +278,6 @@ def test_a_pipeline_keeps_its_rules(pipeline: dict[str, Any]) -> None:
         assert min(begins, default=1e9) >= max(ends, default=0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 6))
 def test_load_bubble_is_that_of_the_simulation(loads: list[int], stages: int) -> None:
     places = [

@@ -51,7 +51,7 @@ windows_of_any_size = st.lists(
 ).filter(lambda sizes: any(keep != 0 for _, keep in sizes))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     scripts(),
     strategies.limits(),
