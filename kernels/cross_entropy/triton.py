@@ -98,12 +98,11 @@ def _tanh(b_x):
 
 @triton.jit
 def _logit(b_product, SCALE: tl.constexpr, CAP: tl.constexpr):
-    """The logit of a product, and its slope."""
+    """The logit of a product."""
     b_product = b_product.to(tl.float32)
     if CAP == 0.0:
-        return b_product * SCALE, b_product * 0.0 + SCALE
-    b_t = _tanh(b_product * (SCALE / CAP))
-    return b_t * CAP, (1.0 - b_t) * (1.0 + b_t) * SCALE
+        return b_product * SCALE
+    return _tanh(b_product * (SCALE / CAP)) * CAP
 
 
 @triton.jit
@@ -129,12 +128,12 @@ def cross_entropy_kernel(
     # Of a target that is no word the loss is NaN.
     is_word = (target >= 0) & (target < V)
     own = tl.load(p_row + target, mask=is_word, other=float("nan"))
-    z_own = _logit(own, SCALE, CAP)[0]
+    z_own = _logit(own, SCALE, CAP)
     o_v = tl.arange(0, BN)
     most, total = -3.4028234e38, 0.0  # not -inf: a vocabulary may begin with words that are masked
     for i_v in range(0, stride, BN):
         b_x = tl.load(p_row + i_v + o_v, mask=i_v + o_v < stride, other=0.0)
-        b_z = _logit(b_x, SCALE, CAP)[0]
+        b_z = _logit(b_x, SCALE, CAP)
         b_z = tl.where(i_v + o_v < V, b_z, float("-inf"))
         now = tl.maximum(most, tl.max(b_z, 0))
         total = total * tl.exp(most - now) + tl.sum(tl.exp(b_z - now), 0)
@@ -146,9 +145,12 @@ def cross_entropy_kernel(
         for i_v in range(0, stride, BN):
             m_v = i_v + o_v < stride
             b_x = tl.load(p_row + i_v + o_v, mask=m_v, other=0.0)
-            b_z, b_slope = _logit(b_x, SCALE, CAP)
+            b_z = _logit(b_x, SCALE, CAP)
             b_hot = tl.where(i_v + o_v == target, 1.0, 0.0)
-            b_d = (tl.exp(b_z - most) * factor - b_hot) * weight * b_slope
+            b_d = (tl.exp(b_z - most) * factor - b_hot) * (weight * SCALE)
+            if CAP != 0.0:
+                # d c·tanh(s·x/c) / dx = s · (1 - tanh²)
+                b_d *= (1.0 - b_z / CAP) * (1.0 + b_z / CAP)
             tl.store(p_row + i_v + o_v, b_d.to(p_logits.dtype.element_ty), mask=m_v)
 
 
