@@ -157,7 +157,7 @@ def cross_entropy_kernel(
 def examples(
     config: LaunchConfig, *, chunk: int, dtype: torch.dtype, dropout: bool
 ) -> list[KernelExample]:
-    """See :func:`lorafusion.kernels.launch_configs.examples`: capped, and with its gradient."""
+    """See :func:`lorafusion.kernels.launch_configs.examples`: with a cap, and without one."""
     del chunk, dropout  # a row has neither
     signature = {
         "p_logits": pointer(dtype),
@@ -167,5 +167,10 @@ def examples(
         "V": "i32",
         "stride": "i32",
     }
-    constants = {"SCALE": 1.0, "CAP": 30.0, "GRADIENT": True, "BN": config.BN}
-    return [KernelExample(cross_entropy_kernel, signature, constants, config.warps, config.stages)]
+    constants = {"SCALE": 1.0, "GRADIENT": True, "BN": config.BN}
+    return [
+        KernelExample(
+            cross_entropy_kernel, signature, constants | {"CAP": cap}, config.warps, config.stages
+        )
+        for cap in (30.0, 0.0)
+    ]

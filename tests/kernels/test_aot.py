@@ -250,10 +250,13 @@ def loss() -> list[Outcome]:
 
 
 @needs_triton
+@pytest.mark.aot
 @pytest.mark.multiproc
 def test_the_loss_fits_every_target(loss):
     problems = [problem for outcome in loss for problem in outcome.problems]
     assert not problems, "\n".join(problems)
     table = pages.found_in(PAGE, aot_table.LOSS_MARKS)
-    if f"By triton {version('triton')}." in table:
-        assert aot_table.markdown(loss) == table
+    if f"By triton {version('triton')}." not in table:
+        pytest.skip("the page's table is of another triton")
+    shown = [outcome for outcome in loss if outcome.request.dtype != "fp16"]
+    assert aot_table.markdown(shown) == table
