@@ -12,6 +12,7 @@ from lorafusion.errors import KernelError
 from lorafusion.kernels.cross_entropy import Head, cpu, cross_entropy
 from lorafusion.kernels.cross_entropy.chunks import chunks
 from lorafusion.kernels.native import library, loss_calls
+from lorafusion.planner.devices import find_device
 from tests.kernels.loss_case import RULES, LossCase, assert_near, build_loss
 
 BUILDS = pytest.mark.parametrize("build", library.BUILDS.values(), indirect=True)
@@ -358,3 +359,7 @@ def test_logits_keep_to_their_bytes(way, rules, dtype, monkeypatch) -> None:
         case.run()
     padding = 1000 * 64 if way == "loops" else 0
     assert 0.8 * limit / (2 if dtype == torch.bfloat16 else 1) < largest.bytes <= limit + padding
+
+
+def test_the_planner_knows_the_limit() -> None:
+    assert find_device("cpu").loss_bytes == cpu.CHUNK_BYTES

@@ -15,6 +15,7 @@ from lorafusion.errors import KernelError  # noqa: E402
 from lorafusion.kernels.cross_entropy import cross_entropy  # noqa: E402
 from lorafusion.kernels.cross_entropy import triton as loss  # noqa: E402
 from lorafusion.kernels.launch_configs import LaunchConfig  # noqa: E402
+from lorafusion.planner.devices import find_device  # noqa: E402
 from tests.kernels.loss_case import RULES, assert_near, build_loss  # noqa: E402
 
 # Of the loss, and of the gradient's norm; a 16-bit product is rounded before and behind.
@@ -121,3 +122,7 @@ def test_float64_is_refused(monkeypatch):
     case = build_loss(2)
     with pytest.raises(KernelError, match="not float64"):
         cross_entropy(case.hidden, case.head, case.targets, case.weights)
+
+
+def test_the_planner_knows_the_limit():
+    assert find_device("h100").loss_bytes == loss.CHUNK_BYTES
