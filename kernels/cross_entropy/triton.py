@@ -102,7 +102,8 @@ def _logit(b_product, SCALE: tl.constexpr, CAP: tl.constexpr):
     b_product = b_product.to(tl.float32)
     if CAP == 0.0:
         return b_product * SCALE
-    return _tanh(b_product * (SCALE / CAP)) * CAP
+    else:  # what stood behind a return would be compiled too, and divide by CAP
+        return _tanh(b_product * (SCALE / CAP)) * CAP
 
 
 @triton.jit
