@@ -6,7 +6,7 @@ to put the gradient where the logits are. So a logit is written and read twice e
 the two products read.
 """
 
-# pyright: reportArgumentType=false, reportUnnecessaryIsInstance=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import torch
@@ -100,10 +100,10 @@ def _tanh(b_x):
 def _logit(b_product, SCALE: tl.constexpr, CAP: tl.constexpr):
     """The logit of a product."""
     b_product = b_product.to(tl.float32)
-    if CAP == 0.0:
-        return b_product * SCALE
-    else:  # what stood behind a return would be compiled too, and divide by CAP
-        return _tanh(b_product * (SCALE / CAP)) * CAP
+    b_z = b_product * SCALE
+    if CAP != 0.0:
+        b_z = _tanh(b_product * (SCALE / CAP)) * CAP
+    return b_z
 
 
 @triton.jit

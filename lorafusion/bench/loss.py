@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -185,9 +186,8 @@ class Liger(Loss):
 
     def loss(self, hidden: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """See the base."""
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        fused: Any = LigerFusedLinearCrossEntropyLoss(softcap=tensors.case.softcap)
+        liger: Any = importlib.import_module("liger_kernel.transformers")
+        fused = liger.LigerFusedLinearCrossEntropyLoss(softcap=tensors.case.softcap)
         return fused(tensors.weight, hidden, tensors.targets)
 
 
