@@ -32,8 +32,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 loops = [
     Extension(
         f"lorafusion.kernels.native.lora_{name}",
-        sources=["kernels/native/lora.cpp", "kernels/native/attention.cpp"],
-        depends=["kernels/native/vectors.h"],
+        sources=[f"kernels/native/{part}.cpp" for part in ("lora", "attention", "cross_entropy")],
+        depends=["kernels/native/vectors.h", "kernels/native/functions.h"],
         extra_compile_args=FLAGS + flags,
         extra_link_args=["-fopenmp"],
         optional=True,

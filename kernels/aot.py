@@ -24,6 +24,7 @@ from typing import Any, Self
 import torch
 
 from lorafusion.kernels.launch_configs import (
+    LOSS_OPS,
     OPS,
     LaunchConfig,
     default_config,
@@ -74,7 +75,7 @@ class Request:
     """One op, as a launch on a target would compile it.
 
     Attributes:
-        op: One of ``OPS`` or ``SHARED_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``LOSS_OPS``.
         target: One of ``TARGETS``.
         chunk: See :func:`lorafusion.kernels.launch_configs.rank_chunk`.
         dtype: One of ``DTYPES``.
@@ -161,7 +162,7 @@ def _problems(request: Request, report: Report) -> Iterator[str]:
         yield f"needs {report.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY}"
     if report.tf32:
         yield f"has {report.tf32} tf32 instructions, and float32 is to be IEEE's"
-    if not report.main or request.dtype == "fp32":
+    if not report.main or request.dtype == "fp32" or request.op in LOSS_OPS:
         return
     if request.op in GEMMS and not report.products.get(target.product):
         yield f"has no {target.product}, but {report.products or 'no matrix instruction'}"

@@ -30,8 +30,8 @@ PRODUCTS = {
     "mfma": r"\bv_mfma_",
 }
 TF32 = r"\b(?:wgmma\.mma_async|tcgen05\.mma|mma\.sync)\S*tf32|\bv_mfma_\w*xf32"
-# Rows, segments, tiles: whatever the data bring, where widths are multiples of 16.
-RAGGED = ("T", "G", "n_tiles", "n_blocks", "n_entries")
+# Rows, words, segments, tiles: whatever the data bring, where widths are multiples of 16.
+RAGGED = ("T", "V", "G", "n_tiles", "n_blocks", "n_entries")
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ import torch
 OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
 SHARED_OPS = {f"shared_{op}": op for op in ("down", "up", "grad_input", "grad_a")}
 """The parts of several projections of one X -> the op of a single one."""
+LOSS_OPS = ("cross_entropy",)
+"""A program walks over a row, and has neither matrix products nor ranks."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ def default_config(op: str, dtype: torch.dtype, arch: str) -> LaunchConfig:
     """What an op runs with where nothing was tuned.
 
     Args:
-        op: One of ``OPS`` or ``SHARED_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``LOSS_OPS``.
         dtype: Of the base.
         arch: See :func:`architecture`.
     """
+    if op in LOSS_OPS:
+        return LaunchConfig(BM=1, BN=4096, warps=8, stages=1)
     from lorafusion.kernels.config_files import defaults  # which imports LaunchConfig
 
     config = defaults(arch)[dtype_class(dtype), SHARED_OPS.get(op, op)]
@@ -138,7 +142,7 @@ def examples(
     """The kernels that one call of an op launches, the one with the work first. Imports triton.
 
     Args:
-        op: One of ``OPS`` or ``SHARED_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``LOSS_OPS``.
         config: As given to the op.
         rank: The largest rank of the microbatch: it decides the chunk of ranks.
         dtype: Of the base.

@@ -63,6 +63,19 @@ class PackedForms:
         return rank_chunk(max(self.ranks, default=1))
 
 
+def check_dtype(x: torch.Tensor) -> None:
+    """Kernels know the dtype of ``x``.
+
+    Raises:
+        KernelError: It is float64.
+    """
+    if x.dtype == torch.float64:
+        raise KernelError(
+            "the triton backend takes bfloat16, float16 and float32, not float64; "
+            "LORAFUSION_BACKEND=reference runs it on any device."
+        )
+
+
 def round_up(length: int, multiple: int) -> int:
     """The smallest multiple that is at least ``length``."""
     return -(-length // multiple) * multiple
@@ -82,11 +95,7 @@ def pack(layout: AdapterLayout, adapters: ModuleAdapters, x: torch.Tensor) -> Pa
     Raises:
         KernelError: x is float64.
     """
-    if x.dtype == torch.float64:
-        raise KernelError(
-            "the triton backend takes bfloat16, float16 and float32, not float64; "
-            "LORAFUSION_BACKEND=reference runs it on any device."
-        )
+    check_dtype(x)
     here = {row.slot: row.form for row in layout.adapted_rows(adapters)}
     key = (
         x.dtype,

@@ -39,6 +39,7 @@ class DeviceProfile:
             each segment leaves half a tile empty on average; 0 without tiles.
         packed_attention: Whether attention is this project's own loops, whose output is what the
             next linear reads; else it keeps an output of its own, sample by sample.
+        loss_bytes: Of the logits that the loss holds at a time: a chunk of its rows.
         runtime_bytes: What the process holds before the base is loaded, where it counts as the
             device's memory: interpreter, torch, transformers, tokenizer.
     """
@@ -58,6 +59,7 @@ class DeviceProfile:
     latency_s: float = 1e-5
     tile_rows: int = 128
     packed_attention: bool = False
+    loss_bytes: float = 256 * 2**20
     runtime_bytes: float = 0.0
 
     @property
@@ -135,6 +137,7 @@ _PROFILES = (
         latency_s=5e-5,
         tile_rows=0,
         packed_attention=True,
+        loss_bytes=48 * 2**20,
         # Measured, see docs/memory.md: 492 MB with torch 2.13 and transformers 5.23.
         runtime_bytes=492e6,
     ),

@@ -15,7 +15,8 @@ of its bandwidth, plus a launch for each kernel. Per token and layer:
   elements forward, 12h + 2(q+k) + 5i backward, and 3h for each dX that is added to another's. Eager
   kernels make more;
 - a segment leaves half a tile of rows empty in each product;
-- the head: 2hV operations per *labelled* row each way, and passes over its logits in float32.
+- the head: 2hV operations per *labelled* row each way, and five passes over its
+  logits, chunk by chunk.
 
 **Bytes** held from forward to backward, per token and layer; for Llama-3.1-8B at rank 16 193,096,
 as many as 96,548 elements, where LoRAFusion's profile has 106,676 (it keeps D(X) and its mask):
@@ -52,9 +53,11 @@ _KERNELS, _KERNELS_PER_LINEAR = (30, 45), (2, 3)
 # One tensor's AdamW and share of the gradient norm, tensor by tensor, no two operations fused:
 # kernels, and bytes moved per parameter (80 for AdamW, 40 for a norm in float64).
 _STEP_KERNELS, _STEP_BYTES = 16, 120
-# Bytes moved per logit each way (product in e, float32 copy, softmax in place, its sums), and held
-# per logit of the rows that are done at a time.
-_LOGIT_BYTES, _HELD_PER_LOGIT, _HEAD_ROWS = 15, 12, 128
+# Passes over the logits, each way: in all they are written by the product, read, turned into their
+# gradient in place, and read by the product after that.
+_LOGIT_PASSES = 2.5
+# Labelled rows that a microbatch has at most, for vocabularies so small that no chunk is full.
+_HEAD_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +138,13 @@ def embedding_cost(shape: ModelShape, device: DeviceProfile) -> StageCost:
 def head_cost(shape: ModelShape, device: DeviceProfile) -> StageCost:
     """Final norm, head and loss, with the head's own copy of a tied embedding."""
     h, e = shape.hidden, shape.dtype_bytes
-    row = _product(device, 2 * h * shape.vocab) + _pass(device, _LOGIT_BYTES * shape.vocab)
+    row = _product(device, 2 * h * shape.vocab) + _pass(device, _LOGIT_PASSES * e * shape.vocab)
     return StageCost(
         forward=Linear(fixed=10 * device.launch_s, token=_pass(device, 2 * e * h), labelled=row),
         backward=Linear(fixed=10 * device.launch_s, token=_pass(device, 3 * e * h), labelled=row),
         activation=Linear(token=max(4, e) * h + 4, labelled=2 * e * h),
         static_bytes=e * h * shape.vocab,
-        working=Linear(fixed=_HELD_PER_LOGIT * _HEAD_ROWS * shape.vocab),
+        working=Linear(fixed=min(device.loss_bytes, e * _HEAD_ROWS * shape.vocab)),
     )
 
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "functions.h"
 #include "vectors.h"
 
 namespace {
@@ -37,26 +38,6 @@ struct Task {
 template <class T>
 T* at(const Heads& heads, int64_t head, int64_t row) {
   return (T*)heads.data + head * heads.head + row * heads.row;
-}
-
-// exp of each float, within 2 units in the last place; 0 below -87; NaN stays NaN.
-inline vec exponential(vec x) {
-  const vec magic = splat(12582912.0f);     // 1.5 * 2^23: adding it rounds to a whole number
-  const vec whole = (x * 1.44269504f + magic) - magic;
-  const vec f = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  vec p = splat(1.9875691500e-4f);          // Cephes' expf
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.0f;
-  const vec safe = x > -87.0f ? whole : vec{};
-  ints exponent = (__builtin_convertvector(safe, ints) + 127) << 23;
-  vec power;
-  std::memcpy(&power, &exponent, sizeof power);
-  const vec result = x > -87.0f ? p * power : vec{};
-  return x == x ? result : x;
 }
 
 // The largest tasks first, so that the threads end together.

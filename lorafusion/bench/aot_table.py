@@ -11,6 +11,7 @@ from lorafusion.kernels.launch_configs import LaunchConfig
 
 MARKS = "compiled ahead of time"
 SHARED_MARKS = "compiled ahead of time, shared inputs"
+LOSS_MARKS = "compiled ahead of time, loss"
 """The names of the tables' marks in a page."""
 _HEAD = ("kernel", "for", "tile", "warps, stages")
 

@@ -177,12 +177,12 @@ class WithoutLoops(Ours):
 
     def forward(self) -> torch.Tensor:
         """In torch's ops."""
-        with _loops_off():
+        with loops_off():
             return super().forward()
 
     def backward(self) -> None:
         """In torch's ops."""
-        with _loops_off():
+        with loops_off():
             super().backward()
 
 
@@ -330,7 +330,8 @@ def forget(*tensors: torch.Tensor) -> None:
 
 
 @contextmanager
-def _loops_off() -> Generator[None]:
+def loops_off() -> Generator[None]:
+    """As where no compiler was: in torch ops."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "0"
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lorafusion.errors import ModelError
-from lorafusion.models.head import Head
+from lorafusion.kernels.cross_entropy import Head
 from lorafusion.models.layers import find_layers
 from lorafusion.models.load import Base
 from lorafusion.models.refusals import longest_sample

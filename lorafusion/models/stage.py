@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
 from lorafusion.kernels.binding import bind_layout, bound_scratch
+from lorafusion.kernels.cross_entropy import cross_entropy
 from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage
 from lorafusion.models.decoder import Decoder, LayerCall
-from lorafusion.models.head import Head
+from lorafusion.models.head import head_of
 from lorafusion.models.load import Base
-from lorafusion.models.loss import weighted_cross_entropy
 from lorafusion.models.refusals import longest_sample
 from lorafusion.models.shared_inputs import watch_inputs
 
@@ -43,7 +43,7 @@ class Stage(nn.Module):
         """
         super().__init__()
         attention.register()
-        head = Head.of(base.model)
+        head = head_of(base.model)
         if head is None and base.part.last:
             raise ModelError(
                 f"base_model {base.name!r} ({type(base.model).__name__}) has no linear head; "
@@ -96,7 +96,7 @@ class Stage(nn.Module):
     def loss(
         self, hidden_LD: torch.Tensor, targets_L: torch.Tensor, weights_L: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weighted sum of cross-entropies, see :func:`weighted_cross_entropy`.
+        """The weighted sum of cross-entropies, see :func:`cross_entropy`.
 
         Args:
             hidden_LD: [L, D], the final hidden state at the labelled rows.
@@ -107,8 +107,7 @@ class Stage(nn.Module):
             The sum, differentiable in ``hidden_LD``, and the cross-entropy of each row [L].
         """
         assert self.head is not None, "the last stage alone has a head"
-        weights_L = weights_L.to(torch.promote_types(hidden_LD.dtype, torch.float32))
-        return weighted_cross_entropy(hidden_LD, self.head, targets_L, weights_L)
+        return cross_entropy(hidden_LD, self.head, targets_L, weights_L)
 
     def _run_layer(
         self, layer: nn.Module, hidden: torch.Tensor, call: LayerCall, layout: AdapterLayout

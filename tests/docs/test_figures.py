@@ -14,6 +14,7 @@ import pytest
 from lorafusion.bench import (
     demo,
     kernels_table,
+    loss,
     memory_table,
     pages,
     patched,
@@ -38,6 +39,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
+    ("docs/kernels.md", "bench: loss", "kernels/loss.json", loss.markdown),
     ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
     ("docs/peft.md", "bench: patched", "peft/patched.json", patched.markdown),
@@ -55,6 +57,7 @@ COUNTED = {
     "bytes",
     "bytes of a layer",
     "compiled ahead of time",
+    "compiled ahead of time, loss",
     "compiled ahead of time, shared inputs",
     "fallbacks",
 }

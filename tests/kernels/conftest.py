@@ -5,7 +5,9 @@ Both are written from the definition of the operation, not from the code under t
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,6 +19,7 @@ from lorafusion.kernels.dropout import threshold
 from lorafusion.kernels.hashing import module_key
 from lorafusion.kernels.layout import AdapterLayout, FusedForm, ModuleAdapters, Segment
 from lorafusion.kernels.lora_linear import lora_linear
+from lorafusion.kernels.native import library
 
 U64 = 2**64
 NAME = "model.layers.3.mlp.up_proj"
@@ -233,3 +236,19 @@ def packed() -> Case:
         Job(1, 1, [2, 5, 1], [7, 0, 3], p=0.6, scale=-1.25, step=9),
     ]
     return build_case(jobs)
+
+
+@pytest.fixture
+def build(request, monkeypatch) -> str:
+    """Use one build; it may be too wide for this processor."""
+    generic = library._path(library.BUILDS[0])
+    if generic is None:
+        assert not any(map(shutil.which, ("cc", "gcc", "clang"))), "a compiler is here: run setup"
+        pytest.skip("the loops are not built: no compiler")
+    level = ctypes.CDLL(str(generic)).lorafusion_level()
+    wanted = next(key for key, name in library.BUILDS.items() if name == request.param)
+    path = library._path(request.param)
+    if wanted > level or path is None:
+        pytest.skip(f"this processor does not run {request.param}")
+    monkeypatch.setattr(library, "_load", lambda: ctypes.CDLL(str(path)))
+    return request.param

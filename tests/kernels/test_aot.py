@@ -15,7 +15,7 @@ from lorafusion.bench import aot_table, pages
 from lorafusion.errors import BenchError
 from lorafusion.kernels import aot
 from lorafusion.kernels.aot import TARGETS, Outcome, Report, Request, compile_all
-from lorafusion.kernels.launch_configs import OPS, SHARED_OPS, LaunchConfig
+from lorafusion.kernels.launch_configs import LOSS_OPS, OPS, SHARED_OPS, LaunchConfig
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -25,6 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
 SHORT = [
     *(Request.default(op, target, rank=16, dtype="bf16") for target in TARGETS for op in OPS),
     *(Request.default(op, name, rank=16, dtype="bf16") for name in TARGETS for op in SHARED_OPS),
+    *(Request.default(op, name, rank=16, dtype="bf16") for name in TARGETS for op in LOSS_OPS),
     Request.default("up", "sm_80", rank=16, dtype="fp32"),
     Request.default("shared_grad_input", "sm_90", rank=16, dtype="fp32"),
     Request.default("up", "gfx942", rank=16, dtype="fp32"),
@@ -103,6 +104,7 @@ UP_FP32 = Request.default("up", "sm_90", rank=16, dtype="fp32")
         (dataclasses.replace(UP, op="down"), {"products": {"mma.sync": 8}}, None),
         (dataclasses.replace(UP, op="down"), {"products": {}}, "no matrix instruction"),
         (UP_FP32, {"products": {}}, None),
+        (dataclasses.replace(UP, op="cross_entropy"), {"products": {}}, None),
         (UP_FP32, {"tf32": 3}, "3 tf32 instructions"),
         (dataclasses.replace(UP, target="sm_100"), {}, "no tcgen05"),
         (dataclasses.replace(UP, target="gfx942"), {"shared": 1}, "no mfma"),
@@ -237,4 +239,24 @@ def test_the_page_holds_what_the_compiler_gives_of_shared_inputs(shared):
     if f"By triton {version('triton')}." not in table:
         pytest.skip("the page's table is of another triton")
     shown = [outcome for outcome in shared if outcome.request.dtype != "fp16"]
+    assert aot_table.markdown(shown) == table
+
+
+@pytest.fixture(scope="module")
+def loss() -> list[Outcome]:
+    return compile_all(
+        aot.default_requests(ranks=(16,), dtypes=("bf16", "fp16", "fp32"), ops=LOSS_OPS)
+    )
+
+
+@needs_triton
+@pytest.mark.aot
+@pytest.mark.multiproc
+def test_the_loss_fits_every_target(loss):
+    problems = [problem for outcome in loss for problem in outcome.problems]
+    assert not problems, "\n".join(problems)
+    table = pages.found_in(PAGE, aot_table.LOSS_MARKS)
+    if f"By triton {version('triton')}." not in table:
+        pytest.skip("the page's table is of another triton")
+    shown = [outcome for outcome in loss if outcome.request.dtype != "fp16"]
     assert aot_table.markdown(shown) == table

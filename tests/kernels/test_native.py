@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,22 +16,6 @@ BUILDS = pytest.mark.parametrize("build", library.BUILDS.values(), indirect=True
 # Sums of up to 600 float32 terms; a bfloat16 output is rounded twice, at most 2^-9 each time.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-
-
-@pytest.fixture
-def build(request, monkeypatch) -> str:
-    """Use one build; it may be too wide for this processor."""
-    generic = library._path(library.BUILDS[0])
-    if generic is None:
-        assert not any(map(shutil.which, ("cc", "gcc", "clang"))), "a compiler is here: run setup"
-        pytest.skip("the loops are not built: no compiler")
-    level = ctypes.CDLL(str(generic)).lorafusion_level()
-    wanted = next(key for key, name in library.BUILDS.items() if name == request.param)
-    path = library._path(request.param)
-    if wanted > level or path is None:
-        pytest.skip(f"this processor does not run {request.param}")
-    monkeypatch.setattr(library, "_load", lambda: ctypes.CDLL(str(path)))
-    return request.param
 
 
 def assert_near(found, expected, tolerance):

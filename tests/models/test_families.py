@@ -20,7 +20,7 @@ from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models import stage as stage_module
 from lorafusion.models.generate import generate
-from lorafusion.models.head import Head
+from lorafusion.models.head import head_of
 from lorafusion.models.load import load_base
 from lorafusion.models.stage import Stage
 from tests.models.families import FAMILIES, WINDOW
@@ -155,8 +155,9 @@ def test_a_rule_of_attention_that_is_ignored_is_seen(
 def test_a_softcap_of_logits_that_is_ignored_is_seen(
     name: str, family_base: BaseOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of = Head.of
-    monkeypatch.setattr(Head, "of", lambda model: of(model)._replace(softcap=None))
+    monkeypatch.setattr(
+        stage_module, "head_of", lambda model: head_of(model)._replace(softcap=None)
+    )
     with pytest.raises(ModelError, match="other logits of its final hidden state"):
         Stage(load_base(str(family_base(name)), "bfloat16"))
 

@@ -169,7 +169,7 @@ def test_working_memory_is_of_one_layer() -> None:
     layer = layer_cost(LLAMA_8B, H100, Setup()).working
     cost = default_parts(LLAMA_8B, H100, Setup()).model([range(16), range(16, 32)])
     assert cost.stages[0].working == layer
-    assert cost.stages[1].working == layer + Linear(fixed=12 * 128 * 128256)
+    assert cost.stages[1].working == layer + Linear(fixed=256 * 2**20)
 
 
 def test_a_hop_goes_over_the_link_or_the_network() -> None:
