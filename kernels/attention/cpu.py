@@ -38,10 +38,13 @@ class _Shape(ctypes.Structure):
         ("heads", _int64),
         ("kv_heads", _int64),
         ("width", _int64),
+        ("value_width", _int64),
         ("samples", _int64),
         ("starts", ctypes.c_void_p),
         ("scaling", ctypes.c_double),
         ("window", _int64),
+        ("softcap", ctypes.c_double),
+        ("sinks", ctypes.c_void_p),
     )
 
 
@@ -119,10 +122,13 @@ def _run(
         query.shape[0],
         key.shape[0],
         query.shape[2],
+        given[2].shape[2],
         len(rules.starts) - 1,
         ctypes.addressof(starts),
         rules.scaling,
         _NO_WINDOW if rules.window is None else rules.window,
+        0.0,
+        None,
     )
     function = getattr(loops, f"lorafusion_{op}")
     function(
