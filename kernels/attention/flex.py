@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -73,10 +73,10 @@ def _move(tensor: torch.Tensor, apart: _Apart) -> torch.Tensor:
 @functools.lru_cache(maxsize=32)
 def _apart(starts: tuple[int, ...], window: int | None, device: torch.device) -> _Apart:
     """Kept by value: the layers of a microbatch, forward and backward, build it once."""
-    lengths = [stop - start for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+    lengths = [stop - start for start, stop in pairwise(starts)]
     blocks = [-(-length // BLOCK) for length in lengths]
     first = [BLOCK * count for count in accumulate(blocks, initial=0)]
-    pieces = [torch.arange(n) + start for n, start in zip(lengths, first, strict=False)]
+    pieces = [torch.arange(start, start + n) for start, n in zip(first[:-1], lengths, strict=True)]
     begin = torch.tensor(first[:-1]).repeat_interleave(torch.tensor(blocks) * BLOCK).to(device)
 
     def seen(
@@ -94,7 +94,8 @@ def _apart(starts: tuple[int, ...], window: int | None, device: torch.device) ->
 def _blocks(blocks: list[int], window: int | None) -> list[torch.Tensor]:
     """Numbers and indices of a block row's blocks: those seen in part, and those seen whole."""
     total = sum(blocks)
-    starts = [start for start, n in zip(accumulate(blocks, initial=0), blocks) for _ in range(n)]
+    first = accumulate(blocks[:-1], initial=0)
+    starts = [start for start, n in zip(first, blocks, strict=True) for _ in range(n)]
     parts: list[list[int]] = []
     wholes: list[list[int]] = []
     for row, start in enumerate(starts):

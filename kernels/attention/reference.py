@@ -1,4 +1,4 @@
-"""The meaning of :func:`packed_attention`, in plain differentiable torch: what engines must equal."""
+"""The meaning of :func:`packed_attention`, in plain differentiable torch."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def takes_all(*tensors: torch.Tensor) -> bool:
     return all(tensor.device.type == "cpu" and takes(tensor) for tensor in tensors)
 
 
-def attention(  # noqa: PLR0913 - what the library is given
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

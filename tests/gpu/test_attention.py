@@ -1,4 +1,4 @@
-"""Every engine of packed attention that this GPU has, against the reference in float64 on the CPU."""
+"""Every engine of packed attention that this GPU has, against the reference in float64."""
 
 from __future__ import annotations
 

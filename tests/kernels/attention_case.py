@@ -11,7 +11,7 @@ import torch
 from lorafusion.kernels.attention import AttentionRules, reference
 
 Run = Callable[..., torch.Tensor]
-# Around the loops' blocks of 48 rows and 96 columns and flex attention's of 128; of no row, and of one.
+# Around the loops' blocks of 48 rows and 96 columns; of no row, and of one.
 LENGTHS = (1, 47, 48, 49, 0, 97, 200, 5)
 
 RULES: dict[str, dict[str, Any]] = {
