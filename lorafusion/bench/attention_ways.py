@@ -81,7 +81,7 @@ class Engine:
 
 
 class Padded:
-    """What a padded batch runs, samples as long as the longest with a mask; padding is not timed."""
+    """What a padded batch runs, with a mask; padding is not timed."""
 
     def __init__(self, case: Case, device: str) -> None:
         packed, dy = draw(case, device)

@@ -40,7 +40,7 @@ def test_it_measures_and_writes(tmp_path):
     lines = attention.markdown(found).splitlines()
     assert lines[2].endswith("| samples / lorafusion | padded / lorafusion |")
     assert lines[-1].startswith("| 3 of 14 to 30 | 4, 2, 16 | window 8, softcap 5, sinks |")
-    with pytest.raises(OutputError, match="attention.json"):
+    with pytest.raises(OutputError, match=r"attention\.json"):
         attention.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
 
 
