@@ -8,6 +8,7 @@ deterministic training runs a sample at a time, so there it depends on nothing b
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import torch
@@ -22,9 +23,12 @@ def torchs_own(
     from torch.nn.attention.varlen import varlen_attn
 
     assert not rules.written_out, "varlen_attn has no softcap and no sinks"
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))  # as they lie in memory
     rows, longest = _offsets(rules.starts, query.device), max(rules.lengths)
     out: Any = varlen_attn(
-        *_by_rows(query, key, value),
+        q,
+        k,
+        v,
         rows,
         rows,
         longest,
@@ -40,12 +44,16 @@ def flash_attn(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rules: AttentionRules
 ) -> torch.Tensor:
     """By the package flash-attn. See the op."""
-    from flash_attn import flash_attn_varlen_func
+    # Untyped, and not a requirement.
+    flash_attn_varlen_func: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
 
     assert rules.sinks is None, "flash-attn has no sinks"
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))  # as they lie in memory
     rows, longest = _offsets(rules.starts, query.device), max(rules.lengths)
     out: torch.Tensor = flash_attn_varlen_func(
-        *_by_rows(query, key, value),
+        q,
+        k,
+        v,
         rows,
         rows,
         longest,
@@ -57,11 +65,6 @@ def flash_attn(
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out.contiguous()
-
-
-def _by_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """[T, heads, width], which is how transformers' tensors lie in memory."""
-    return [tensor.transpose(0, 1) for tensor in tensors]
 
 
 def _left(rules: AttentionRules) -> int:

@@ -13,7 +13,7 @@ def packed_attention(
 ) -> torch.Tensor:
     """See :func:`lorafusion.kernels.attention.op.packed_attention`."""
     wide = accumulation_dtype(query.dtype)
-    samples = (tensor.to(wide).split(rules.lengths, dim=1) for tensor in (query, key, value))
+    samples = [tensor.to(wide).split(rules.lengths, dim=1) for tensor in (query, key, value)]
     pieces: list[torch.Tensor] = []
     for q, k, v in zip(*samples, strict=True):
         row = torch.arange(q.shape[1], device=q.device)

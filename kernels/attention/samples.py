@@ -21,8 +21,8 @@ def packed_attention(
 ) -> torch.Tensor:
     """See :func:`lorafusion.kernels.attention.op.packed_attention`."""
     # split, not slices: the backward of a slice fills a zero tensor of the whole microbatch.
-    samples = (tensor.split(rules.lengths, dim=1) for tensor in (query, key, value))
-    pieces = [_one_sample(*sample, rules) for sample in zip(*samples, strict=True)]
+    q, k, v = (tensor.split(rules.lengths, dim=1) for tensor in (query, key, value))
+    pieces = [_one_sample(*sample, rules) for sample in zip(q, k, v, strict=True)]
     return torch.cat(pieces, dim=1).transpose(0, 1).contiguous()
 
 

@@ -212,8 +212,10 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _row(found: Mapping[str, Any], ways: Sequence[str]) -> list[str]:
-    names = [field.name for field in dataclasses.fields(AttentionCase)]
-    fields = {name: found[name] for name in names} | {"lengths": tuple(found["lengths"])}
+    fields: dict[str, Any] = {
+        field.name: found[field.name] for field in dataclasses.fields(AttentionCase)
+    }
+    fields["lengths"] = tuple(fields["lengths"])
     case = AttentionCase(**fields)
     halves = (found[f"{half}_over_ours"][SAMPLES]["median"] for half in ("forward", "backward"))
     return [

@@ -64,7 +64,8 @@ class Engine:
 
     def forward(self) -> torch.Tensor:
         """[T, heads, width]."""
-        self._out = self._run(*self._tensors, self._rules)
+        query, key, value = self._tensors
+        self._out = self._run(query, key, value, self._rules)
         return self._out
 
     def backward(self) -> None:

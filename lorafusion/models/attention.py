@@ -61,10 +61,9 @@ def packed_attention(  # noqa: PLR0913 - the signature is transformers'
     """
     layout = bound_layout()
     assert layout is not None, "packed attention ran outside of a stage's forward"
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    asked = AttentionRules(layout.sample_starts, scaling)
-    rules = _read_rules(module, asked, dropout, options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    plain = AttentionRules(layout.sample_starts, scale)
+    rules = _read_rules(module, plain, dropout, options)
     if attention_mask is not None:
         raise ModelError(
             f"{type(module).__name__} brings an attention mask of its own; allowed: models whose "
