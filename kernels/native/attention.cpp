@@ -1,29 +1,19 @@
 // Causal attention of each sample of a packed microbatch over itself, forward and backward.
 //
 // One task is a sample and a KV head: its keys and values are turned into floats once, for all the
-// query heads that share them. Eight query rows at a time see their keys; scores are float32 and
-// are made again in the backward from the logarithm of each row's sum (Dao 2023, arXiv:2307.08691).
+// query heads that share them. A block of query rows goes from block to block of the keys with the
+// running peak and sum of its softmax; in the backward scores are made again from the logarithm of
+// each row's sum (Dao 2023, arXiv:2307.08691).
 
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <vector>
 
+#include "attention_blocks.h"
+#include "attention_tasks.h"
 #include "functions.h"
-#include "vectors.h"
 
 namespace {
 
-constexpr int ROWS = 8;
 constexpr float MASKED = -1e30f;
-
-struct Shape {
-  int64_t heads, kv_heads, width;           // width: of a head
-  int64_t samples;
-  const int64_t* starts;                    // samples + 1 rows
-  double scaling;
-  int64_t window;                           // a row sees itself and window - 1 rows before it
-};
 
 // [heads, rows, width] by strides; the elements of a row are contiguous.
 struct Heads {
@@ -31,213 +21,253 @@ struct Heads {
   int64_t head, row;
 };
 
-struct Task {
-  int64_t sample, kv_head, rows;
-};
-
 template <class T>
 T* at(const Heads& heads, int64_t head, int64_t row) {
   return (T*)heads.data + head * heads.head + row * heads.row;
 }
 
-// The largest tasks first, so that the threads end together.
-std::vector<Task> tasks(const Shape& shape) {
-  std::vector<Task> out;
-  for (int64_t s = 0; s < shape.samples; s++)
-    for (int64_t h = 0; h < shape.kv_heads; h++)
-      if (shape.starts[s + 1] > shape.starts[s])
-        out.push_back({s, h, shape.starts[s + 1] - shape.starts[s]});
-  std::stable_sort(out.begin(), out.end(), [](auto& a, auto& b) { return a.rows > b.rows; });
-  return out;
-}
-
-// Rows of one head as floats: [rows, padded(width)], or transposed [width, padded(rows)].
+// Rows of one head as floats, [rows, whole panels], times a factor. Columns past the width are 0.
 template <class T>
-void unpack(const Heads& x, int64_t head, int64_t first, int64_t rows, int64_t width,
-            bool transpose, std::vector<float>& out) {
-  const int64_t stride = padded(transpose ? rows : width);
-  out.assign((transpose ? width : rows) * stride, 0.0f);
+void unpack(const Heads& x, int64_t head, int64_t first, int64_t rows, int64_t width, float factor,
+            std::vector<float>& out) {
+  const int64_t wide = rounded(width, PANEL);
+  out.assign(rounded(rows, STRIP) * wide, 0.0f);
   for (int64_t t = 0; t < rows; t++) {
-    const T* in = at<const T>(x, head, first + t);
-    for (int64_t d = 0; d < width; d++)
-      out[transpose ? d * stride + t : t * stride + d] = widen(in[d]);
+    const T* in = at<T>(x, head, first + t);
+    for (int64_t d = 0; d < width; d++) out[t * wide + d] = widen(in[d]) * factor;
   }
 }
 
-// Eight rows of one head as floats, zeros after the last; scaled.
+// Rows of one head as floats in panels of [width, PANEL rows]. Rows past the last are 0.
 template <class T>
-void unpack_block(const Heads& x, int64_t head, int64_t first, int rows, int64_t width,
-                  float scale, float* out) {
-  const int64_t stride = padded(width);
-  std::fill(out, out + ROWS * stride, 0.0f);
-  for (int t = 0; t < rows; t++) {
-    const T* in = at<const T>(x, head, first + t);
-    for (int64_t d = 0; d < width; d++) out[t * stride + d] = widen(in[d]) * scale;
+void unpack_panels(const Heads& x, int64_t head, int64_t first, int64_t rows, int64_t width,
+                   std::vector<float>& out) {
+  out.assign(rounded(rows, PANEL) * width, 0.0f);
+  for (int64_t c = 0; c < rows; c++) {
+    const T* in = at<T>(x, head, first + c);
+    float* panel = out.data() + c / PANEL * PANEL * width + c % PANEL;
+    for (int64_t d = 0; d < width; d++) panel[d * PANEL] = widen(in[d]);
   }
 }
 
 template <class T>
-void pack_block(const float* in, int rows, int64_t width, const Heads& x, int64_t head,
-                int64_t first) {
-  for (int t = 0; t < rows; t++) {
+void pack(const float* in, int64_t rows, int64_t width, const Heads& x, int64_t head,
+          int64_t first) {
+  for (int64_t t = 0; t < rows; t++) {
     T* out = at<T>(x, head, first + t);
-    for (int64_t d = 0; d < width; d++) narrow(in[t * padded(width) + d], out[d]);
+    for (int64_t d = 0; d < width; d++) narrow(in[t * rounded(width, PANEL) + d], out[d]);
   }
 }
 
-// out[8, columns first..last] = a[8, depth] · b[depth, .]; first is a multiple of LANES
-inline void product(const float* a, int64_t a_stride, int64_t depth, const float* b,
-                    int64_t b_stride, int64_t first, int64_t last, float* out,
-                    int64_t out_stride) {
-  for (int64_t c = first; c < last; c += LANES) {
-    vec sum[ROWS] = {};
-    for (int64_t d = 0; d < depth; d++) {
-      const vec other = *vector(b + d * b_stride + c);
-      for (int t = 0; t < ROWS; t++) sum[t] += splat(a[t * a_stride + d]) * other;
+// The running softmax of a block of query rows; a sink is a score that has no value.
+struct Softmax {
+  float peak[ROWS], sum[ROWS];
+
+  Softmax(const float* sink) {
+    std::fill(peak, peak + ROWS, sink ? *sink : MASKED);
+    std::fill(sum, sum + ROWS, sink ? 1.0f : 0.0f);
+  }
+
+  // Scores become their share of the sum so far; what was made before, [ROWS, wide], is scaled.
+  void take(const Block& at, float softcap, float* scores, float* result, int64_t wide) {
+    for (int64_t t = 0; t < at.height; t++) {
+      const Range panels = at.panels(t / STRIP);
+      float* row = scores + t * COLUMNS;
+      if (softcap > 0)
+        for (int64_t c = panels.first; c < panels.last; c += LANES)
+          *vector(row + c) = softcap * hyperbolic_tangent(*vector(row + c) / softcap);
+      hide(at, t, MASKED, row);
+      vec most = splat(peak[t]), added = {};
+      for (int64_t c = panels.first; c < panels.last; c += LANES)
+        most = pick(*vector(row + c) > most, *vector(row + c), most);
+      const float before = peak[t];
+      peak[t] = largest(most);
+      for (int64_t c = panels.first; c < panels.last; c += LANES) {
+        *vector(row + c) = exponential(*vector(row + c) - peak[t]);
+        added += *vector(row + c);
+      }
+      const float factor = before == peak[t] ? 1.0f : std::exp(before - peak[t]);
+      sum[t] = sum[t] * factor + total(added);
+      if (factor != 1.0f)
+        for (int64_t d = 0; d < wide; d += LANES) *vector(result + t * wide + d) *= factor;
     }
-    for (int t = 0; t < ROWS; t++) *vector(out + t * out_stride + c) = sum[t];
   }
-}
-
-// out[columns first..last, width] += aᵀ[., 8] · b[8, width]
-inline void outer(const float* a, int64_t a_stride, int64_t first, int64_t last, const float* b,
-                  int64_t width, float* out) {
-  for (int64_t d = 0; d < width; d += LANES) {
-    vec rows[ROWS];
-    for (int t = 0; t < ROWS; t++) rows[t] = *vector(b + t * width + d);
-    for (int64_t c = first; c < last; c++) {
-      vec sum = *vector(out + c * width + d);
-      for (int t = 0; t < ROWS; t++) sum += splat(a[t * a_stride + c]) * rows[t];
-      *vector(out + c * width + d) = sum;
-    }
-  }
-}
-
-// The columns that any of the rows top..top+rows sees, the first rounded down to LANES.
-struct Seen {
-  int64_t first, last;
-  Seen(int64_t top, int rows, int64_t window)
-      : first(std::max<int64_t>(0, top - window + 1) / LANES * LANES), last(top + rows) {}
 };
 
-inline void mask(float* scores, int64_t stride, int64_t top, const Seen& seen, int64_t window) {
-  for (int t = 0; t < ROWS; t++) {
-    float* row = scores + t * stride;
-    for (int64_t c = seen.first; c <= top + t - window; c++) row[c] = MASKED;
-    for (int64_t c = top + t + 1; c < padded(seen.last); c++) row[c] = MASKED;
+struct Input {
+  const Shape& shape;
+  const Heads &q, &k, &v, &out;
+  float* log_sums;                          // [heads, rows]
+
+  const float* sink(int64_t head) const { return shape.sinks ? shape.sinks + head : nullptr; }
+  float* log_sum(int64_t head, int64_t row) const {
+    return log_sums + head * shape.starts[shape.samples] + row;
   }
-}
+};
 
 template <class T>
-void forward(const Shape& shape, const Heads& q, const Heads& k, const Heads& v, const Heads& out,
-             float* log_sums) {
+void forward(const Input& in) {
+  const Shape& shape = in.shape;
+  const int64_t width = shape.width, value_width = shape.value_width;
+  const int64_t wide = rounded(width, PANEL), value_wide = rounded(value_width, PANEL);
   const std::vector<Task> work = tasks(shape);
-  const int64_t width = shape.width, wide = padded(width), total = shape.starts[shape.samples];
-  const int64_t group = shape.heads / shape.kv_heads;
 #pragma omp parallel
   {
-    std::vector<float> keys, values, scores, query(ROWS * wide), result(ROWS * wide);
+    std::vector<float> keys, values, query, scores(ROWS * COLUMNS), result;
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < work.size(); i++) {
-      const int64_t start = shape.starts[work[i].sample], rows = work[i].rows;
-      const int64_t stride = padded(rows);
-      unpack<T>(k, work[i].kv_head, start, rows, width, true, keys);
-      unpack<T>(v, work[i].kv_head, start, rows, width, false, values);
-      scores.resize(ROWS * stride);
-      for (int64_t h = work[i].kv_head * group; h < (work[i].kv_head + 1) * group; h++)
-        for (int64_t top = 0; top < rows; top += ROWS) {
-          const int height = (int)std::min<int64_t>(ROWS, rows - top);
-          const Seen seen(top, height, shape.window);
-          unpack_block<T>(q, h, start + top, height, width, (float)shape.scaling, query.data());
-          product(query.data(), wide, width, keys.data(), stride, seen.first, seen.last,
-                  scores.data(), stride);
-          mask(scores.data(), stride, top, seen, shape.window);
-          float sums[ROWS];
-          for (int t = 0; t < ROWS; t++) {
-            float* row = scores.data() + t * stride;
-            vec most = splat(MASKED), sum = {};
-            for (int64_t c = seen.first; c < seen.last; c += LANES) {
-              const vec s = *vector(row + c);
-              most = s > most ? s : most;
-            }
-            float peak = most[0];
-            for (int j = 1; j < LANES; j++) peak = std::max(peak, (float)most[j]);
-            for (int64_t c = seen.first; c < seen.last; c += LANES) {
-              const vec p = exponential(*vector(row + c) - peak);
-              *vector(row + c) = p;
-              sum += p;
-            }
-            sums[t] = 0;
-            for (int j = 0; j < LANES; j++) sums[t] += sum[j];
-            if (t < height) log_sums[h * total + start + top + t] = peak + std::log(sums[t]);
+      const Task& task = work[i];
+      unpack_panels<T>(in.k, task.kv_head, task.start, task.rows, width, keys);
+      unpack<T>(in.v, task.kv_head, task.start, task.rows, value_width, 1.0f, values);
+      for (int64_t h = task.first_head; h < task.last_head; h++)
+        for (int64_t top = 0; top < task.rows; top += ROWS) {
+          const int64_t height = std::min(ROWS, task.rows - top);
+          unpack<T>(in.q, h, task.start + top, height, width, (float)shape.scaling, query);
+          result.assign(ROWS * value_wide, 0.0f);
+          Softmax softmax(in.sink(h));
+          for (int64_t left = Block::begin(top, shape.window); left < top + height;
+               left += COLUMNS) {
+            const Block block(top, left, task.rows, shape.window);
+            score(block, query.data(), wide, keys.data(), width, scores.data());
+            softmax.take(block, (float)shape.softcap, scores.data(), result.data(), value_wide);
+            weigh(block, scores.data(), values.data(), value_wide, result.data());
           }
-          product(scores.data() + seen.first, stride, seen.last - seen.first,
-                  values.data() + seen.first * wide, wide, 0, wide, result.data(), wide);
-          for (int t = 0; t < height; t++)
-            for (int64_t d = 0; d < wide; d++) result[t * wide + d] /= sums[t];
-          pack_block<T>(result.data(), height, width, out, h, start + top);
+          for (int64_t t = 0; t < height; t++) {
+            *in.log_sum(h, task.start + top + t) = softmax.peak[t] + std::log(softmax.sum[t]);
+            for (int64_t d = 0; d < value_wide; d += LANES)
+              *vector(&result[t * value_wide + d]) /= softmax.sum[t];
+          }
+          pack<T>(result.data(), height, value_width, in.out, h, task.start + top);
         }
     }
   }
 }
 
+// Of a block: scores become P, and their gradients through the values those through the keys.
+inline void soften(const Block& at, float softcap, const float* log_sums, const float* deltas,
+                   float* p, float* ds) {
+  for (int64_t t = 0; t < at.height; t++) {
+    const Range panels = at.panels(t / STRIP);
+    float *score = p + t * COLUMNS, *slope = ds + t * COLUMNS;
+    for (int64_t c = panels.first; c < panels.last; c += LANES) {
+      vec s = *vector(score + c), steep = splat(1.0f);
+      if (softcap > 0) {
+        const vec bent = hyperbolic_tangent(s / softcap);
+        s = softcap * bent;
+        steep -= bent * bent;
+      }
+      s = exponential(s - log_sums[t]);
+      *vector(score + c) = s;
+      *vector(slope + c) = s * (*vector(slope + c) - deltas[t]) * steep;
+    }
+    for (float* row : {score, slope}) {
+      hide(at, t, 0.0f, row);
+      std::fill(row, row + panels.first, 0.0f);  // a key's strip may reach over the window's edge
+      if (panels.empty()) std::fill(row, row + COLUMNS, 0.0f);
+    }
+  }
+}
+
+// What a thread of the backward holds.
 template <class T>
-void backward(const Shape& shape, const Heads& q, const Heads& k, const Heads& v,
-              const Heads& out, const Heads& dout, const float* log_sums, const Heads& dq,
-              const Heads& dk, const Heads& dv) {
+class Backward {
+ public:
+  Backward(const Input& in, const Heads& dout, const Heads& dq)
+      : in(in), shape(in.shape), dout(dout), dq(dq), wide(rounded(shape.width, PANEL)),
+        value_wide(rounded(shape.value_width, PANEL)), p(ROWS * COLUMNS), ds(ROWS * COLUMNS) {}
+
+  void begin(const Task& now) {
+    task = now;
+    unpack<T>(in.k, task.kv_head, task.start, task.rows, shape.width, 1.0f, keys);
+    unpack_panels<T>(in.k, task.kv_head, task.start, task.rows, shape.width, key_panels);
+    unpack_panels<T>(in.v, task.kv_head, task.start, task.rows, shape.value_width, value_panels);
+  }
+
+  // dQ of a head, and its share of dK [rows, wide] and dV [rows, value_wide].
+  void head(int64_t h, std::vector<float>& grad_keys, std::vector<float>& grad_values) {
+    grad_keys.assign(rounded(task.rows, STRIP) * wide, 0.0f);
+    grad_values.assign(rounded(task.rows, STRIP) * value_wide, 0.0f);
+    for (int64_t top = 0; top < task.rows; top += ROWS) {
+      const int64_t height = std::min(ROWS, task.rows - top), row = task.start + top;
+      unpack<T>(in.q, h, row, height, shape.width, (float)shape.scaling, query);
+      unpack<T>(dout, h, row, height, shape.value_width, 1.0f, dy);
+      unpack<T>(in.out, h, row, height, shape.value_width, 1.0f, answer);
+      float deltas[ROWS];
+      for (int64_t t = 0; t < height; t++) {
+        vec delta = {};
+        for (int64_t d = 0; d < value_wide; d += LANES)
+          delta += *vector(&dy[t * value_wide + d]) * *vector(&answer[t * value_wide + d]);
+        deltas[t] = total(delta);
+      }
+      result.assign(ROWS * wide, 0.0f);
+      for (int64_t left = Block::begin(top, shape.window); left < top + height; left += COLUMNS) {
+        const Block block(top, left, task.rows, shape.window);
+        score(block, query.data(), wide, key_panels.data(), shape.width, p.data());
+        score(block, dy.data(), value_wide, value_panels.data(), shape.value_width, ds.data());
+        soften(block, (float)shape.softcap, in.log_sum(h, row), deltas, p.data(), ds.data());
+        collect(block, p.data(), dy.data(), value_wide, grad_values.data());
+        collect(block, ds.data(), query.data(), wide, grad_keys.data());
+        weigh(block, ds.data(), keys.data(), wide, result.data());
+      }
+      for (float& x : result) x *= (float)shape.scaling;
+      pack<T>(result.data(), height, shape.width, dq, h, row);
+    }
+  }
+
+ private:
+  const Input& in;
+  const Shape& shape;
+  const Heads &dout, &dq;
+  const int64_t wide, value_wide;
+  Task task;
+  std::vector<float> keys, key_panels, value_panels, query, dy, answer, p, ds, result;
+};
+
+inline void add(const std::vector<float>& more, std::vector<float>& sum) {
+  for (size_t i = 0; i < sum.size(); i++) sum[i] += more[i];
+}
+
+template <class T>
+void backward(const Input& in, const Heads& dout, const Heads& dq, const Heads& dk,
+              const Heads& dv) {
+  const Shape& shape = in.shape;
   const std::vector<Task> work = tasks(shape);
-  const int64_t width = shape.width, wide = padded(width), total = shape.starts[shape.samples];
-  const int64_t group = shape.heads / shape.kv_heads;
+  const std::vector<Whole> whole = unsplit(work);
+  const auto store = [&](const Task& task, const std::vector<float>& keys,
+                         const std::vector<float>& values) {
+    pack<T>(keys.data(), task.rows, shape.width, dk, task.kv_head, task.start);
+    pack<T>(values.data(), task.rows, shape.value_width, dv, task.kv_head, task.start);
+  };
+  // Of split tasks; of others the thread's own, in the same order of heads: the same bits.
+  std::vector<std::vector<float>> keys_of(work.size()), values_of(work.size());
 #pragma omp parallel
   {
-    std::vector<float> keys, keys_T, values_T, grad_keys, grad_values, p, ds;
-    std::vector<float> query(ROWS * wide), answer(ROWS * wide), dy(ROWS * wide);
+    Backward<T> run(in, dout, dq);
+    std::vector<float> keys, values, more_keys, more_values;
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < work.size(); i++) {
-      const int64_t start = shape.starts[work[i].sample], rows = work[i].rows;
-      const int64_t stride = padded(rows), kv = work[i].kv_head;
-      unpack<T>(k, kv, start, rows, width, false, keys);
-      unpack<T>(k, kv, start, rows, width, true, keys_T);
-      unpack<T>(v, kv, start, rows, width, true, values_T);
-      grad_keys.assign(rows * wide, 0.0f);
-      grad_values.assign(rows * wide, 0.0f);
-      p.resize(ROWS * stride);
-      ds.resize(ROWS * stride);
-      for (int64_t h = kv * group; h < (kv + 1) * group; h++)
-        for (int64_t top = 0; top < rows; top += ROWS) {
-          const int height = (int)std::min<int64_t>(ROWS, rows - top);
-          const Seen seen(top, height, shape.window);
-          unpack_block<T>(q, h, start + top, height, width, (float)shape.scaling, query.data());
-          unpack_block<T>(out, h, start + top, height, width, 1.0f, answer.data());
-          unpack_block<T>(dout, h, start + top, height, width, 1.0f, dy.data());
-          product(query.data(), wide, width, keys_T.data(), stride, seen.first, seen.last,
-                  p.data(), stride);
-          mask(p.data(), stride, top, seen, shape.window);
-          product(dy.data(), wide, width, values_T.data(), stride, seen.first, seen.last,
-                  ds.data(), stride);
-          for (int t = 0; t < ROWS; t++) {
-            float delta = 0;
-            for (int64_t d = 0; d < width; d++) delta += dy[t * wide + d] * answer[t * wide + d];
-            const float log_sum = t < height ? log_sums[h * total + start + top + t] : 0.0f;
-            for (int64_t c = seen.first; c < seen.last; c += LANES) {
-              float* here = &p[t * stride + c];
-              // Rows after the last have no dY and no query: whatever p is, they add nothing.
-              *vector(here) = t < height ? exponential(*vector(here) - log_sum) : vec{};
-              *vector(&ds[t * stride + c]) = *vector(here) * (*vector(&ds[t * stride + c]) - delta);
-            }
-          }
-          outer(p.data(), stride, seen.first, seen.last, dy.data(), wide, grad_values.data());
-          outer(ds.data(), stride, seen.first, seen.last, query.data(), wide, grad_keys.data());
-          product(ds.data() + seen.first, stride, seen.last - seen.first,
-                  keys.data() + seen.first * wide, wide, 0, wide, answer.data(), wide);
-          for (float& x : answer) x *= (float)shape.scaling;
-          pack_block<T>(answer.data(), height, width, dq, h, start + top);
-        }
-      for (int64_t top = 0; top < rows; top += ROWS) {
-        const int height = (int)std::min<int64_t>(ROWS, rows - top);
-        pack_block<T>(&grad_keys[top * wide], height, width, dk, kv, start + top);
-        pack_block<T>(&grad_values[top * wide], height, width, dv, kv, start + top);
+      const Task& task = work[i];
+      run.begin(task);
+      if (task.split) {
+        run.head(task.first_head, keys_of[i], values_of[i]);
+        continue;
       }
+      run.head(task.first_head, keys, values);
+      for (int64_t h = task.first_head + 1; h < task.last_head; h++) {
+        run.head(h, more_keys, more_values);
+        add(more_keys, keys);
+        add(more_values, values);
+      }
+      store(task, keys, values);
+    }
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < whole.size(); i++) {
+      const size_t first = whole[i].first_task, last = whole[i].last_task;
+      for (size_t j = first + 1; j < last; j++) {
+        add(keys_of[j], keys_of[first]);
+        add(values_of[j], values_of[first]);
+      }
+      store(work[first], keys_of[first], values_of[first]);
     }
   }
 }
@@ -249,13 +279,13 @@ extern "C" {
 // dtype: 0 = float32, 1 = bfloat16. log_sums: [heads, rows].
 void lorafusion_attention(int dtype, const Shape* shape, const Heads* q, const Heads* k,
                           const Heads* v, const Heads* out, float* log_sums) {
-  (dtype ? forward<uint16_t> : forward<float>)(*shape, *q, *k, *v, *out, log_sums);
+  (dtype ? forward<uint16_t> : forward<float>)({*shape, *q, *k, *v, *out, log_sums});
 }
 void lorafusion_attention_backward(int dtype, const Shape* shape, const Heads* q, const Heads* k,
                                    const Heads* v, const Heads* out, const Heads* dout,
-                                   const float* log_sums, const Heads* dq, const Heads* dk,
+                                   float* log_sums, const Heads* dq, const Heads* dk,
                                    const Heads* dv) {
-  (dtype ? backward<uint16_t> : backward<float>)(*shape, *q, *k, *v, *out, *dout, log_sums, *dq,
-                                                 *dk, *dv);
+  const Input in{*shape, *q, *k, *v, *out, log_sums};
+  (dtype ? backward<uint16_t> : backward<float>)(in, *dout, *dq, *dk, *dv);
 }
 }

@@ -60,7 +60,7 @@ struct Rule {
   vec logit(vec product, int64_t word, vec& slope) const {
     if (bias) product += bias[word];
     if (!CAP) return product * scale;
-    const vec t = tangent(product * inverse);
+    const vec t = hyperbolic_tangent(product * inverse);
     slope = (1.0f - t) * (1.0f + t);
     return t * cap;
   }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lorafusion.bench import (
+    attention,
     demo,
     kernels_table,
     loss,
@@ -38,6 +39,7 @@ Markdown = Callable[[Mapping[str, Any]], str]
 TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
+    ("docs/kernels.md", "bench: attention", "kernels/attention.json", attention.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
     ("docs/kernels.md", "bench: loss", "kernels/loss.json", loss.markdown),
     ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),

@@ -10,9 +10,9 @@ from torch import nn
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from lorafusion.errors import ModelError
+from lorafusion.kernels.attention import samples
 from lorafusion.kernels.binding import bind_layout
 from lorafusion.kernels.layout import AdapterLayout, Segment
-from lorafusion.models import attention
 from lorafusion.models.attention import packed_attention
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
@@ -140,7 +140,7 @@ def defined(tensors: list[torch.Tensor], lengths: list[int], rules: dict[str, An
 @pytest.mark.parametrize("what", RULES)
 def test_windows_caps_and_sinks(what: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the formula, forward and backward, also where a sample takes several blocks."""
-    monkeypatch.setattr(attention, "BLOCK_ROWS", block)
+    monkeypatch.setattr(samples, "BLOCK_ROWS", block)
     ours, theirs = inputs(), inputs()
     with bind_layout(layout()):
         found = packed_attention(nn.Module(), *ours, None, **RULES[what])[0]
@@ -252,7 +252,7 @@ def test_options_that_are_off_are_no_options() -> None:
 
 def test_a_sample_within_the_window_takes_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """No mask is built, so that short samples cost what they cost without a window."""
-    monkeypatch.setattr(attention, "_in_blocks", lambda *_: pytest.fail("took blocks"))
+    monkeypatch.setattr(samples, "_in_blocks", lambda *_: pytest.fail("took blocks"))
     with bind_layout(layout()):
         expected = packed_attention(nn.Module(), *inputs(), None)[0]
         found = packed_attention(nn.Module(), *inputs(), None, sliding_window=max(LENGTHS))[0]

@@ -17,6 +17,7 @@ from lorafusion.adapters.peft_format import load_adapter
 from lorafusion.cli.generate import add_loaded
 from lorafusion.errors import ModelError
 from lorafusion.kernels.layout import AdapterLayout, Segment
+from lorafusion.kernels.native.library import VARIABLE
 from lorafusion.models import attention
 from lorafusion.models import stage as stage_module
 from lorafusion.models.generate import generate
@@ -114,6 +115,21 @@ def test_logits_are_the_models_own_in_any_order(
     )
 
 
+@pytest.mark.parametrize("loops", ["0", "1"])
+def test_float32_logits_are_near_the_models_own(
+    loops: str,
+    family: str,
+    family_base: BaseOf,
+    float64_softmax: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the compiled loops and without them: windows, softcaps and scales of scores."""
+    monkeypatch.setenv(VARIABLE, loops)
+    found = packed_logits(Stage(load_base(str(family_base(family)), "float32")), samples())
+    expected = own_logits(family_base(family))
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_loads_in_other_dtypes_and_keeps_its_weights(
     dtype: str, family: str, family_base: BaseOf
@@ -141,8 +157,9 @@ def test_a_rule_of_attention_that_is_ignored_is_seen(
     """By the samples of these tests, and by the check when a stage is built."""
     expected = own_logits(family_base(name))
     read = attention._read_rules
+    ignored = FAMILIES[name].config().head_dim ** -0.5 if rule == "scaling" else None
     monkeypatch.setattr(
-        attention, "_read_rules", lambda *args: read(*args)._replace(**{rule: None})
+        attention, "_read_rules", lambda *args: read(*args)._replace(**{rule: ignored})
     )
     with pytest.raises(ModelError, match="other logits"):
         Stage(load_base(str(family_base(name)), "float32"))

@@ -11,8 +11,8 @@ import torch
 
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.kernels.attention import cpu
 from lorafusion.kernels.layout import AdapterLayout, Segment
+from lorafusion.kernels.native import attention_calls
 from lorafusion.models.load import load_base
 from lorafusion.models.stage import Stage
 from lorafusion.planner.cost import Counts
@@ -75,8 +75,8 @@ def test_a_layer_keeps_what_the_formula_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, dtype: str, loops: bool
 ) -> None:
     if not loops:
-        monkeypatch.setattr(cpu, "runs_on", lambda *_: False)
-    elif not cpu.runs_on(*[torch.zeros(1, 1, 1, 8)] * 3):
+        monkeypatch.setattr(attention_calls, "takes_all", lambda *_: False)
+    elif not attention_calls.takes_all(torch.zeros(1)):
         pytest.skip("the loops are not built")
     folders = [make_base(tmp_path / f"{layers}", family, layers) for layers in (2, 3)]
     shape = ModelShape.from_config(json.loads((folders[0] / "config.json").read_text()), dtype)
