@@ -32,9 +32,7 @@ def cross_entropy(
     gradient_LD: torch.Tensor | None,
 ) -> torch.Tensor:
     """The cross-entropy of each row, [L]; fills ``gradient_LD`` where there is one."""
-    # Of a single row both products are matrix times vector, which wants it contiguous: 38 ms in
-    # torch ops, 51 in the loops.
-    if takes(hidden_LD) and len(hidden_LD) > 1:
+    if takes(hidden_LD):
         return _in_loops(hidden_LD, head, targets_L, weights_L, gradient_LD)
     return _in_torch(hidden_LD, head, targets_L, weights_L, gradient_LD)
 
@@ -57,7 +55,9 @@ def _in_loops(
         torch.mm(head.weight_VD, hidden_LD[part].T, out=logits_VL)
         call.run(logits_VL, part, gradient=gradient_LD is not None)
         if gradient_LD is not None:
-            torch.mm(logits_VL.T, head.weight_VD, out=gradient_LD[part])
+            # A single row's product is one of matrix and vector: 28 ms, and 17 where contiguous.
+            given_VL = logits_VL.contiguous() if logits_VL.shape[1] == 1 else logits_VL
+            torch.mm(given_VL.T, head.weight_VD, out=gradient_LD[part])
     return loss_L
 
 

@@ -99,16 +99,16 @@ class Products:
 
     def __init__(self, tensors: Tensors) -> None:
         self._hidden, self._weight = tensors.hidden, tensors.weight
+        # Once for all turns: new pages for each would cost more than our op's smaller chunks.
+        self._logits = self._hidden.new_empty(len(self._weight), len(self._hidden))
 
     def forward(self) -> torch.Tensor:
         """Logits."""
-        self._logits = self._weight @ self._hidden.T
-        return self._logits
+        return torch.mm(self._weight, self._hidden.T, out=self._logits)
 
     def backward(self) -> None:
         """From a gradient of the logits to that of the hidden state."""
         self._gradient = self._logits.T @ self._weight
-        del self._logits
 
 
 class Loss:
