@@ -32,7 +32,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 loops = [
     Extension(
         f"lorafusion.kernels.native.lora_{name}",
-        sources=["kernels/native/lora.cpp", "kernels/native/attention.cpp"],
+        sources=[f"kernels/native/{name}.cpp" for name in ("lora", "attention", "elementwise")],
         depends=["kernels/native/vectors.h"],
         extra_compile_args=FLAGS + flags,
         extra_link_args=["-fopenmp"],

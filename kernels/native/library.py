@@ -15,6 +15,7 @@ VARIABLE = "LORAFUSION_NATIVE"
 FUNCTIONS = (
     *("down", "up", "grad_down", "grad_input", "grad_a"),
     *("attention", "attention_backward"),
+    *("rms_norm", "rms_norm_backward", "rotary", "gated", "gated_backward"),
 )
 
 
