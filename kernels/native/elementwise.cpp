@@ -144,10 +144,11 @@ void rms_norm_backward(const Norm& norm, const void* x, const void* weight, cons
   }
 }
 
-// --- rotary positions: y = x · cos + (-second half, first half of x) · sin
+// --- rotary positions: y = x · cos + (-second half, first half of x) · sin, where cos and sin are
+// contiguous [rows, turned]
 
 struct Rotation {
-  int64_t rows, width;                      // cos and sin: contiguous [rows, width]
+  int64_t rows, width, turned;              // of a head's width so many elements are turned
   int64_t backward;                         // the transposed map
 };
 
@@ -184,10 +185,13 @@ void rotary(const Rotation& how, const C* cos, const C* sin, const Turned* tenso
 #pragma omp parallel for
   for (int64_t row = 0; row < how.rows; row++)
     for (const Turned* t = tensors; t < tensors + count; t++)
-      for (int64_t head = 0; head < t->heads; head++)
-        turn((const T*)t->in + head * t->in_head + row * t->in_row,
-             (T*)t->out + head * t->out_head + row * t->out_row, cos + row * how.width,
-             sin + row * how.width, how.width / 2, how.backward != 0);
+      for (int64_t head = 0; head < t->heads; head++) {
+        const T* in = (const T*)t->in + head * t->in_head + row * t->in_row;
+        T* out = (T*)t->out + head * t->out_head + row * t->out_row;
+        turn(in, out, cos + row * how.turned, sin + row * how.turned, how.turned / 2,
+             how.backward != 0);
+        std::copy(in + how.turned, in + how.width, out + how.turned);
+      }
 }
 
 // --- gated product: y = act(gate) · up, where act(x) = x · sigmoid(p(x)): of SiLU p(x) = x, of

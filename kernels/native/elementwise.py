@@ -31,7 +31,7 @@ class _Norm(ctypes.Structure):
 class _Rotation(ctypes.Structure):
     """As ``Rotation`` in elementwise.cpp."""
 
-    _fields_ = (("rows", _int64), ("width", _int64), ("backward", _int64))
+    _fields_ = (("rows", _int64), ("width", _int64), ("turned", _int64), ("backward", _int64))
 
 
 class _Turned(ctypes.Structure):
@@ -73,7 +73,7 @@ def rms_norm(
     _run("rms_norm", x_RD, _norm(form, x_RD), x_RD, weight_D, y_RD, scale_R)
 
 
-def rms_norm_backward(  # noqa: PLR0913 - what the forward took and gave, and both gradients
+def rms_norm_backward(
     form: NormForm,
     x_RD: torch.Tensor,
     weight_D: torch.Tensor,
@@ -102,7 +102,7 @@ def rotary(
             for x, y in zip(given, out, strict=True)
         )
     )
-    how = ctypes.byref(_Rotation(*given[0].shape[2:], backward))
+    how = ctypes.byref(_Rotation(*given[0].shape[2:], cos.shape[-1], backward))
     narrow = DTYPES[cos.dtype]
     _run("rotary", given[0], narrow, how, cos, sin, table, _int64(len(table)))
 

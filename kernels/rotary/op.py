@@ -18,14 +18,15 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), the two halves of a head as pairs.
 
-    ``y = x · cos + (-second half, first half of x) · sin``. Nothing but ``cos`` and ``sin`` is kept
+    ``y = x · cos + (-second half, first half of x) · sin``, of the first ``turned`` elements of
+    each head; the rest stays as it is. Nothing but ``cos`` and ``sin`` is kept
     for the backward. Products are rounded to what they are in torch: the dtype of ``q`` where
     ``cos`` has it too, float32 where ``cos`` is float32.
 
     Args:
         q: [1, heads, T, width], of any strides.
         k: [1, kv_heads, T, width], of any strides.
-        cos: [1, T, width]; it gets no gradient.
+        cos: [1, T, turned], an even number, at most ``width``; it gets no gradient.
         sin: As ``cos``.
 
     Returns:
@@ -83,16 +84,14 @@ def _turn(
 
 def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     one, _, rows, width = q.shape
-    for name, tensor, shape in (
-        ("k", k, (one, k.shape[1], rows, width)),
-        ("cos", cos, (one, rows, width)),
-        ("sin", sin, (one, rows, width)),
-    ):
-        if one != 1 or width % 2 or tensor.shape != shape:
-            raise KernelError(
-                f"rotary: {name} is {list(tensor.shape)} with q {list(q.shape)}; expected q "
-                "[1, heads, T, width] of an even width, k likewise, cos and sin [1, T, width]."
-            )
+    turned = cos.shape[-1]
+    alike = k.shape == (1, k.shape[1], rows, width) and cos.shape == sin.shape == (1, rows, turned)
+    if one != 1 or not alike or turned % 2 or turned > width:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (q, k, cos, sin))
+        raise KernelError(
+            f"rotary: q, k, cos and sin are {shapes}; expected [1, heads, T, width] for q and k, "
+            "[1, T, turned] for cos and sin, with turned even and at most width."
+        )
     if k.dtype != q.dtype or sin.dtype != cos.dtype or cos.dtype not in (q.dtype, torch.float32):
         raise KernelError(
             f"rotary: k is {k.dtype}, cos {cos.dtype} and sin {sin.dtype}; expected q's dtype, "
