@@ -23,7 +23,9 @@ from typing import Any, Self
 
 import torch
 
+from lorafusion.kernels.elementwise_configs import EXAMPLES
 from lorafusion.kernels.launch_configs import (
+    ELEMENTWISE_OPS,
     OPS,
     LaunchConfig,
     default_config,
@@ -74,7 +76,7 @@ class Request:
     """One op, as a launch on a target would compile it.
 
     Attributes:
-        op: One of ``OPS`` or ``SHARED_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``ELEMENTWISE_OPS``.
         target: One of ``TARGETS``.
         chunk: See :func:`lorafusion.kernels.launch_configs.rank_chunk`.
         dtype: One of ``DTYPES``.
@@ -98,6 +100,9 @@ class Request:
         return cls(op, target, rank_chunk(rank), dtype, True, config)
 
     def __str__(self) -> str:
+        if self.op in ELEMENTWISE_OPS:
+            tile = f"{self.config.BM} x {self.config.BN}"
+            return f"{self.op} for {self.target}, {self.dtype}, {tile}"
         tma = ", descriptors" if self.config.tma else ""
         return f"{self.op} for {self.target}, {self.dtype}, ranks by {self.chunk}{tma}"
 
@@ -161,7 +166,7 @@ def _problems(request: Request, report: Report) -> Iterator[str]:
         yield f"needs {report.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY}"
     if report.tf32:
         yield f"has {report.tf32} tf32 instructions, and float32 is to be IEEE's"
-    if not report.main or request.dtype == "fp32":
+    if not report.main or request.dtype == "fp32" or request.op in ELEMENTWISE_OPS:
         return
     if request.op in GEMMS and not report.products.get(target.product):
         yield f"has no {target.product}, but {report.products or 'no matrix instruction'}"
@@ -186,6 +191,19 @@ def default_requests(
             for tma in (True, False)
         )
     )
+
+
+def elementwise_requests(
+    targets: Iterable[str] = TARGETS, dtypes: Iterable[str] = ("bf16", "fp32")
+) -> list[Request]:
+    """The elementwise ops, by the widths that models have."""
+    return [
+        Request(op, target, 0, dtype, False, config)
+        for target in targets
+        for dtype in dtypes
+        for op, configs in EXAMPLES.items()
+        for config in configs
+    ]
 
 
 def compile_all(

@@ -17,6 +17,8 @@ import torch
 OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
 SHARED_OPS = {f"shared_{op}": op for op in ("down", "up", "grad_input", "grad_a")}
 """The parts of several projections of one X -> the op of a single one."""
+ELEMENTWISE_OPS = ("rms_norm", "rotary", "gated_product")
+"""They know no adapters; their tiles are in :mod:`lorafusion.kernels.elementwise_configs`."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,18 @@ class KernelExample:
     warps: int
     stages: int
 
+    @classmethod
+    def of(
+        cls,
+        kernel: Any,
+        types: Mapping[str, str],
+        constants: Mapping[str, Any],
+        config: LaunchConfig,
+    ) -> KernelExample:
+        """From the types of more arguments than the kernel has."""
+        signature = {name: types[name] for name in kernel.arg_names if name in types}
+        return cls(kernel, signature, constants, config.warps, config.stages)
+
 
 def examples(
     op: str, config: LaunchConfig, *, rank: int, dtype: torch.dtype, dropout: bool
@@ -138,7 +152,7 @@ def examples(
     """The kernels that one call of an op launches, the one with the work first. Imports triton.
 
     Args:
-        op: One of ``OPS`` or ``SHARED_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``ELEMENTWISE_OPS``.
         config: As given to the op.
         rank: The largest rank of the microbatch: it decides the chunk of ranks.
         dtype: Of the base.

@@ -43,12 +43,21 @@ def pack_for(
     Raises:
         KernelError: x is float64, or on the CPU where triton does not interpret.
     """
+    check_device(x)
+    return packed.pack(layout, adapters, x)
+
+
+def check_device(x: torch.Tensor) -> None:
+    """A kernel can run where ``x`` is.
+
+    Raises:
+        KernelError: x is on the CPU where triton does not interpret.
+    """
     if x.device.type == "cpu" and isinstance(finalise, triton.JITFunction):
         raise KernelError(
             "the triton backend needs tensors on a GPU, and these are on the CPU; unset "
             "LORAFUSION_BACKEND, or set TRITON_INTERPRET=1 from the start to try it there, slowly."
         )
-    return packed.pack(layout, adapters, x)
 
 
 @triton.jit

@@ -37,7 +37,7 @@ def gated_product(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torc
     backend = _backend(gate, activation)
     if backend == "reference":
         return reference.gated_product(gate, up, activation)
-    rows = [x.reshape(-1, x.shape[-1]) for x in (gate, up)]
+    rows = [x.flatten(0, -2) for x in (gate, up)]
     return _GatedProduct.apply(*rows, activation, backend).view(gate.shape)
 
 
@@ -62,8 +62,8 @@ def gated_halves(x: torch.Tensor, activation: str, *, gate_first: bool = True) -
     backend = _backend(x, activation)
     if backend == "reference":
         return reference.gated_product(*_halves(x, gate_first), activation)
-    y = _GatedHalves.apply(x.reshape(-1, x.shape[-1]), activation, gate_first, backend)
-    return y.view(*x.shape[:-1], -1)
+    y = _GatedHalves.apply(x.flatten(0, -2), activation, gate_first, backend)
+    return y.view(*x.shape[:-1], x.shape[-1] // 2)
 
 
 class _GatedProduct(torch.autograd.Function):

@@ -43,7 +43,8 @@ def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, form: NormForm) -> torch.T
         return reference.rms_norm(x, weight_D, form)
     order = sorted(range(x.ndim - 1), key=lambda dim: -x.stride(dim))
     there = x.permute(*order, -1)  # as it lies in memory
-    y_RD = _RmsNorm.apply(there.reshape(-1, x.shape[-1]), weight_D.contiguous(), form, backend)
+    x_RD = there.reshape(-1, x.shape[-1]).contiguous()
+    y_RD = _RmsNorm.apply(x_RD, weight_D.contiguous(), form, backend)
     back = sorted(range(x.ndim - 1), key=order.__getitem__)
     return y_RD.view(there.shape).permute(*back, -1)
 
