@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import torch
 
-from lorafusion.kernels.elementwise_configs import EXAMPLES
+from lorafusion.kernels.elementwise_configs import example_configs
 from lorafusion.kernels.launch_configs import (
     ELEMENTWISE_OPS,
     OPS,
@@ -201,8 +201,8 @@ def elementwise_requests(
         Request(op, target, 0, dtype, False, config)
         for target in targets
         for dtype in dtypes
-        for op, configs in EXAMPLES.items()
-        for config in configs
+        for op in ELEMENTWISE_OPS
+        for config in example_configs(op, DTYPES[dtype])
     ]
 
 

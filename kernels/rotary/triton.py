@@ -139,7 +139,7 @@ def _launch(
     check_device(cos)
     rows, turned = cos.shape[1:]
     width = given[0].shape[-1]
-    config = rotary_config(turned)
+    config = rotary_config(turned, given[0].dtype)
     passed: list[object] = []
     for x, y, heads in (
         (given[0], out[0], given[0].shape[1]),

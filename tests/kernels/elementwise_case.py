@@ -36,8 +36,8 @@ class Case:
     wanted: int
 
     def to(self, dtype: torch.dtype) -> Case:
-        """In another dtype."""
-        inputs = [x.detach().to(dtype) for x in self.inputs]
+        """A copy, in another dtype."""
+        inputs = [x.detach().to(dtype, copy=True) for x in self.inputs]
         for x in inputs[: self.wanted]:
             x.requires_grad_()
         return replace(self, inputs=tuple(inputs))
