@@ -13,6 +13,7 @@ import pytest
 
 from lorafusion.bench import (
     demo,
+    elementwise,
     kernels_table,
     memory_table,
     pages,
@@ -37,6 +38,7 @@ Markdown = Callable[[Mapping[str, Any]], str]
 TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
+    ("docs/kernels.md", "bench: elementwise", "kernels/elementwise.json", elementwise.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
     ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
