@@ -143,7 +143,13 @@ def examples(
     """See :func:`lorafusion.kernels.launch_configs.examples`; ranks and dropout play no part."""
     del chunk, dropout
     tensors = dict.fromkeys(("p_x", "p_weight", "p_y", "p_dy", "p_dx"), pointer(dtype))
-    signature = {**tensors, "p_scale": "*fp32", "R": "i32", "D": "i32", "eps": "fp32"}
+    signature: dict[str, str] = {
+        **tensors,
+        "p_scale": "*fp32",
+        "R": "i32",
+        "D": "i32",
+        "eps": "fp32",
+    }
     constants = {"PLUS_ONE": False, "BM": config.BM, "BN": config.BN}
     return [
         KernelExample.of(rms_norm_kernel, signature, {**constants, "ROUNDS_FIRST": True}, config),

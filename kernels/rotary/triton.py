@@ -174,7 +174,8 @@ def examples(
     tensors = ("p_q", "p_q_out", "p_k", "p_k_out", "p_cos", "p_sin")
     numbers = ("q_heads", "k_heads", "T", "width", "turned")
     strides = ("stride_q", "stride_q_row", "stride_k", "stride_k_row")
-    signature = dict.fromkeys(tensors, pointer(dtype)) | dict.fromkeys((*numbers, *strides), "i32")
+    signature: dict[str, str] = {name: pointer(dtype) for name in tensors}
+    signature |= {name: "i32" for name in (*numbers, *strides)}
     tile = {"BM": config.BM, "BN": config.BN}
     return [
         KernelExample.of(

@@ -152,22 +152,17 @@ def _measure(case: OpCase, device: str, rounds: int, timer: Timer) -> dict[str, 
     asked = [OURS, EAGER, COMPILED]
     if device == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
         asked.append(LIGER)
-    ways: dict[str, Way] = {}
+    ways = {name: Way(tensors, functions[name]()) for name in asked}
+    expected = ways[OURS].results()
     without: dict[str, str] = {}
-    for name in asked:
-        way = Way(tensors, functions[name]())
+    for name in asked[1:]:
         try:
-            found = way.results()
+            _check(case, name, ways[name].results(), expected)
         except RuntimeError as error:
             if name != COMPILED:
                 raise
             without[name] = str(error).strip().splitlines()[0][:200]  # no compiler here
-            continue
-        if name == OURS:
-            expected = found
-        else:
-            _check(case, name, found, expected)
-        ways[name] = way
+            del ways[name]
     forward, backward = take_turns(ways, rounds=rounds, timer=timer)
     both = {
         name: [f + b for f, b in zip(forward[name], backward[name], strict=True)] for name in ways

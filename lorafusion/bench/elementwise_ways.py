@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,9 +52,17 @@ class _Draw:
         return drawn.to(self._device, self._dtype)
 
 
+def _ready(function: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
+    return lambda: function
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
     # Microbatches differ in their rows: one that is compiled for each of them is of no use.
     return lambda: torch.compile(function, dynamic=True)
+
+
+def _liger(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"liger_kernel.ops.{module}"), name)
 
 
 def _norm(draw: _Draw, rows: int, width: int) -> tuple[Tensors, Functions]:
@@ -64,13 +74,16 @@ def _norm(draw: _Draw, rows: int, width: int) -> tuple[Tensors, Functions]:
     form = NormForm(EPS, rounds_first=True)
 
     def liger() -> Callable[..., Any]:
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+        function = _liger("rms_norm", "LigerRMSNormFunction")
 
-        return lambda x: LigerRMSNormFunction.apply(x, weight, EPS, 0.0, "llama", False)
+        def run(x: torch.Tensor) -> Any:
+            return function.apply(x, weight, EPS, 0.0, "llama", False)
+
+        return run
 
     functions: Functions = {
-        OURS: lambda: lambda x: rms_norm(x, weight, form),
-        EAGER: lambda: norm,
+        OURS: _ready(functools.partial(rms_norm, weight_D=weight, form=form)),
+        EAGER: _ready(norm),
         COMPILED: _compiled(norm),
         LIGER: liger,
     }
@@ -93,14 +106,16 @@ def _rotary(
     cos, sin = (x.to(q.device, q.dtype) for x in (both.cos(), both.sin()))
 
     def liger() -> Callable[..., Any]:
-        from liger_kernel.ops.rope import LigerRopeFunction
+        function = _liger("rope", "LigerRopeFunction")
 
-        # It writes into what it is given.
-        return lambda q, k, cos, sin: LigerRopeFunction.apply(q.clone(), k.clone(), cos, sin)
+        def run(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+            return function.apply(q.clone(), k.clone(), cos, sin)  # it writes into what it is given
+
+        return run
 
     functions: Functions = {
-        OURS: lambda: rotary,
-        EAGER: lambda: apply_rotary_pos_emb,
+        OURS: _ready(rotary),
+        EAGER: _ready(apply_rotary_pos_emb),
         COMPILED: _compiled(apply_rotary_pos_emb),
         LIGER: liger,
     }
@@ -117,16 +132,20 @@ def _gated(draw: _Draw, op: str, rows: int, width: int) -> tuple[Tensors, Functi
         return activation(gate) * up
 
     def liger() -> Callable[..., Any]:
-        if op == "silu":
-            from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function
-        else:
-            from liger_kernel.ops.geglu import LigerGELUMulFunction as Function
-        # Its backward writes into what it was given.
-        return lambda gate, up: Function.apply(gate.clone(), up.clone())
+        names = {
+            "silu": ("swiglu", "LigerSiLUMulFunction"),
+            "gelu_tanh": ("geglu", "LigerGELUMulFunction"),
+        }
+        function = _liger(*names[op])
+
+        def run(gate: torch.Tensor, up: torch.Tensor) -> Any:
+            return function.apply(gate.clone(), up.clone())  # its backward writes into them
+
+        return run
 
     functions: Functions = {
-        OURS: lambda: lambda gate, up: gated_product(gate, up, op),
-        EAGER: lambda: plainly,
+        OURS: _ready(functools.partial(gated_product, activation=op)),
+        EAGER: _ready(plainly),
         COMPILED: _compiled(plainly),
         LIGER: liger,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from lorafusion.kernels.gated_product import ACTIVATIONS, gated_halves, gated_product, reference
+from lorafusion.models.fused_checks import equal, takes_one, tried
 
 # Of rows: a large one shows a limit on what goes into the product.
 _MAGNITUDES = (0.3, 1.0, 30.0)
@@ -51,7 +51,7 @@ def find_mlp(module: Any, linears: Sequence[str]) -> Callable[..., Any] | None:
         module: Any module.
         linears: Names of its children that are linears of the base.
     """
-    if len(linears) not in (2, 3) or not _takes_one(type(module).forward):
+    if len(linears) not in (2, 3) or not takes_one(type(module).forward):
         return None
     activation = _activation_of(module, linears)
     wirings = list(_wirings({name: getattr(module, name) for name in linears}))
@@ -59,8 +59,8 @@ def find_mlp(module: Any, linears: Sequence[str]) -> Callable[..., Any] | None:
         return None
     x = _rows(getattr(module, wirings[0].gate))
     theirs = type(module).forward
-    expected = theirs(module, x)
-    fitting = [w for w in wirings if torch.equal(w.run_plainly(module, x, activation), expected)]
+    found = tried(theirs, module, x)
+    fitting = [w for w in wirings if equal(found, w.run_plainly(module, x, activation))]
     if len(fitting) != 1:  # more than one: weights of zero
         return None
     (wiring,) = fitting
@@ -71,10 +71,6 @@ def find_mlp(module: Any, linears: Sequence[str]) -> Callable[..., Any] | None:
         return wiring.run(self, args[0], activation)
 
     return forward
-
-
-def _takes_one(forward: Callable[..., Any]) -> bool:
-    return len(inspect.signature(forward).parameters) == 2
 
 
 def _wirings(linears: dict[str, Any]) -> Iterator[Wiring]:
@@ -102,16 +98,8 @@ def _activation_of(module: nn.Module, linears: Sequence[str]) -> str | None:
         return None
     weight = next(module.parameters())
     grid = torch.linspace(-12, 12, 97, device=weight.device).to(weight.dtype)
-    try:
-        found = others[0](grid)
-    except (TypeError, ValueError, RuntimeError):  # no activation, such as a rotary embedding
-        return None
-    fitting = (name for name, run in ACTIVATIONS.items() if _equal(run(grid), found))
-    return next(fitting, None)
-
-
-def _equal(one: torch.Tensor, other: object) -> bool:
-    return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    found = tried(others[0], grid)  # of no activation, such as a rotary embedding, nothing
+    return next((name for name, run in ACTIVATIONS.items() if equal(found, run(grid))), None)
 
 
 def _rows(linear: nn.Linear) -> torch.Tensor:

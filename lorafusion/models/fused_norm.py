@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from lorafusion.kernels.rms_norm import NormForm, reference, rms_norm
+from lorafusion.models.fused_checks import equal, takes_one, tried
 
 # Of rows: a small one shows eps.
 _MAGNITUDES = (0.0, 1e-3, 0.3, 1.0, 30.0)
@@ -39,18 +39,13 @@ def _form_of(module: Any) -> NormForm | None:
     eps = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or not isinstance(eps, float):
         return None
-    if len(list(module.parameters())) != 1 or not _takes_one(type(module).forward):
+    if len(list(module.parameters())) != 1 or not takes_one(type(module).forward):
         return None
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(len(_MAGNITUDES), len(weight), generator=generator)
     rows[-1, 1:] = 0  # the largest result that there can be: it shows a limit
     x = (rows * torch.tensor(_MAGNITUDES)[:, None]).to(weight.device, weight.dtype)
-    expected = type(module).forward(module, x)
+    found = tried(type(module).forward, module, x)
     forms = (NormForm(eps, rounds_first=True), NormForm(eps), NormForm(eps, plus_one=True))
-    fitting = (form for form in forms if torch.equal(reference.rms_norm(x, weight, form), expected))
+    fitting = (form for form in forms if equal(found, reference.rms_norm(x, weight, form)))
     return next(fitting, None)
-
-
-def _takes_one(forward: Callable[..., Any]) -> bool:
-    """Whether it takes one tensor beside the module, and no more."""
-    return len(inspect.signature(forward).parameters) == 2

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lorafusion.kernels.rotary import reference, rotary
+from lorafusion.models.fused_checks import equal, tried
 
 Rotary = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _PARAMETERS = ["q", "k", "cos", "sin"]
@@ -55,14 +56,8 @@ class RotaryChecks:
         q, k = draw(1, 3, 5, 8).to(self._dtype), draw(1, 2, 5, 8).to(self._dtype)
         cos, sin = (draw(1, 5, 4 if angles.partial else 8).to(angles.dtype) for _ in range(2))
         expected = reference.rotary(q, k, cos, sin)
-        try:
-            found = function(q, k, cos, sin)
-        except (TypeError, ValueError, RuntimeError, IndexError):  # takes other shapes
-            return False
-        return all(
-            one.dtype == other.dtype and torch.equal(one, other)
-            for one, other in zip(found, expected, strict=True)
-        )
+        found = tried(function, q, k, cos, sin)
+        return isinstance(found, tuple) and len(found) == 2 and all(map(equal, found, expected))
 
 
 def find_rotary(module: nn.Module, checks: RotaryChecks) -> Callable[..., Any] | None:

@@ -67,7 +67,7 @@ def test_results_that_differ_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return q, k * 1.001
 
     monkeypatch.setattr(elementwise_ways, "rotary", wrong)
-    with pytest.raises(WrongResultError, match="rotary.* transformers and ours differ by 1"):
+    with pytest.raises(WrongResultError, match=r"rotary.* transformers and ours differ by 1"):
         elementwise.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
 
 
