@@ -171,10 +171,13 @@ def examples(
 ) -> list[KernelExample]:
     """See :func:`lorafusion.kernels.launch_configs.examples`; ranks and dropout play no part."""
     del chunk, dropout
-    tensors: tuple[str, ...] = ("p_q", "p_q_out", "p_k", "p_k_out", "p_cos", "p_sin")
-    numbers: tuple[str, ...] = ("q_heads", "k_heads", "T", "width", "turned")
+    tensors = ("p_q", "p_q_out", "p_k", "p_k_out", "p_cos", "p_sin")
+    numbers = ("q_heads", "k_heads", "T", "width", "turned")
     strides = ("stride_q", "stride_q_row", "stride_k", "stride_k_row")
-    signature = dict.fromkeys(tensors, pointer(dtype)) | dict.fromkeys((*numbers, *strides), "i32")
+    signature: dict[str, str] = {
+        **dict.fromkeys(tensors, pointer(dtype)),
+        **dict.fromkeys((*numbers, *strides), "i32"),
+    }
     tile = {"BM": config.BM, "BN": config.BN}
     return [
         KernelExample.of(
