@@ -25,6 +25,7 @@ for name in TOP_LEVEL:
 
 # The CPU backend's loops, a build per width of vectors: kernels/native/library.py takes the widest
 # that the processor runs. Optional: without a compiler the ops run in torch, slower.
+SOURCES = ("lora", "attention", "cross_entropy", "elementwise")
 HEADERS = ("vectors", "functions", "attention_blocks", "attention_tasks")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-Wno-psabi"]
 WIDTHS = {"generic": []}
@@ -33,7 +34,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 loops = [
     Extension(
         f"lorafusion.kernels.native.lora_{name}",
-        sources=[f"kernels/native/{part}.cpp" for part in ("lora", "attention", "cross_entropy")],
+        sources=[f"kernels/native/{name}.cpp" for name in SOURCES],
         depends=[f"kernels/native/{name}.h" for name in HEADERS],
         extra_compile_args=FLAGS + flags,
         extra_link_args=["-fopenmp"],

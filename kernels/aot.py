@@ -23,9 +23,11 @@ from typing import Any, Self
 
 import torch
 
+from lorafusion.kernels.elementwise_configs import example_configs
 from lorafusion.kernels.launch_configs import (
-    LOSS_OPS,
+    ELEMENTWISE_OPS,
     OPS,
+    PASSES,
     LaunchConfig,
     default_config,
     rank_chunk,
@@ -75,7 +77,7 @@ class Request:
     """One op, as a launch on a target would compile it.
 
     Attributes:
-        op: One of ``OPS``, ``SHARED_OPS`` or ``LOSS_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``PASSES``.
         target: One of ``TARGETS``.
         chunk: See :func:`lorafusion.kernels.launch_configs.rank_chunk`.
         dtype: One of ``DTYPES``.
@@ -99,6 +101,9 @@ class Request:
         return cls(op, target, rank_chunk(rank), dtype, True, config)
 
     def __str__(self) -> str:
+        if self.op in ELEMENTWISE_OPS:
+            tile = f"{self.config.BM} x {self.config.BN}"
+            return f"{self.op} for {self.target}, {self.dtype}, {tile}"
         tma = ", descriptors" if self.config.tma else ""
         return f"{self.op} for {self.target}, {self.dtype}, ranks by {self.chunk}{tma}"
 
@@ -162,7 +167,7 @@ def _problems(request: Request, report: Report) -> Iterator[str]:
         yield f"needs {report.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY}"
     if report.tf32:
         yield f"has {report.tf32} tf32 instructions, and float32 is to be IEEE's"
-    if not report.main or request.dtype == "fp32" or request.op in LOSS_OPS:
+    if not report.main or request.dtype == "fp32" or request.op in PASSES:
         return
     if request.op in GEMMS and not report.products.get(target.product):
         yield f"has no {target.product}, but {report.products or 'no matrix instruction'}"
@@ -187,6 +192,19 @@ def default_requests(
             for tma in (True, False)
         )
     )
+
+
+def elementwise_requests(
+    targets: Iterable[str] = TARGETS, dtypes: Iterable[str] = ("bf16", "fp32")
+) -> list[Request]:
+    """The elementwise ops, by the widths that models have."""
+    return [
+        Request(op, target, 0, dtype, False, config)
+        for target in targets
+        for dtype in dtypes
+        for op in ELEMENTWISE_OPS
+        for config in example_configs(op, DTYPES[dtype])
+    ]
 
 
 def compile_all(

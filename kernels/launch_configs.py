@@ -18,7 +18,10 @@ OPS = ("down", "up", "grad_down", "grad_input", "grad_a")
 SHARED_OPS = {f"shared_{op}": op for op in ("down", "up", "grad_input", "grad_a")}
 """The parts of several projections of one X -> the op of a single one."""
 LOSS_OPS = ("cross_entropy",)
-"""A program walks over a row, and has neither matrix products nor ranks."""
+ELEMENTWISE_OPS = ("rms_norm", "rotary", "gated_product")
+"""Their tiles are in :mod:`lorafusion.kernels.elementwise_configs`."""
+PASSES = (*LOSS_OPS, *ELEMENTWISE_OPS)
+"""They know no adapters, and have no matrix products."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,18 @@ class KernelExample:
     warps: int
     stages: int
 
+    @classmethod
+    def of(
+        cls,
+        kernel: Any,
+        types: Mapping[str, str],
+        constants: Mapping[str, Any],
+        config: LaunchConfig,
+    ) -> KernelExample:
+        """From the types of more arguments than the kernel has."""
+        signature = {name: types[name] for name in kernel.arg_names if name in types}
+        return cls(kernel, signature, constants, config.warps, config.stages)
+
 
 def examples(
     op: str, config: LaunchConfig, *, rank: int, dtype: torch.dtype, dropout: bool
@@ -142,7 +157,7 @@ def examples(
     """The kernels that one call of an op launches, the one with the work first. Imports triton.
 
     Args:
-        op: One of ``OPS``, ``SHARED_OPS`` or ``LOSS_OPS``.
+        op: One of ``OPS``, ``SHARED_OPS`` or ``PASSES``.
         config: As given to the op.
         rank: The largest rank of the microbatch: it decides the chunk of ranks.
         dtype: Of the base.

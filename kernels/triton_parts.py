@@ -48,10 +48,10 @@ def pack_for(
 
 
 def check_device(x: torch.Tensor) -> None:
-    """Kernels can run on ``x``.
+    """A kernel can run where ``x`` is.
 
     Raises:
-        KernelError: It is on the CPU, and triton does not interpret.
+        KernelError: x is on the CPU where triton does not interpret.
     """
     if x.device.type == "cpu" and isinstance(finalise, triton.JITFunction):
         raise KernelError(

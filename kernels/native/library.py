@@ -16,6 +16,7 @@ FUNCTIONS = (
     *("down", "up", "grad_down", "grad_input", "grad_a"),
     *("attention", "attention_backward"),
     "cross_entropy",
+    *("rms_norm", "rms_norm_backward", "rotary", "gated", "gated_backward"),
 )
 
 

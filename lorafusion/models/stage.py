@@ -19,6 +19,7 @@ from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage
 from lorafusion.models.decoder import Decoder, LayerCall
+from lorafusion.models.fused import fuse_elementwise
 from lorafusion.models.head import head_of
 from lorafusion.models.load import Base
 from lorafusion.models.refusals import longest_sample
@@ -58,6 +59,8 @@ class Stage(nn.Module):
         self._longest = longest_sample(base.model.config)
         self._decoder = Decoder(base.model.get_decoder(), base.part, self.width)
         self.layers: nn.ModuleList = self._decoder.layers
+        self.fused = fuse_elementwise(base.model, base.names.linears)
+        """What runs as one pass where transformers takes several."""
         with watch_inputs(base.model, base.names.linears) as shared_inputs:
             check_stage(base, self._packed, self._opened, head, name=attention.NAME)
         self.shared_inputs = tuple(shared_inputs)

@@ -36,6 +36,7 @@ _INSIDE = (
     ),
     (re.compile(rf"{LORA} |_(Shared)?LoraLinear|torch::autograd::AccumulateGrad"), ADAPTERS),
     (re.compile(rf"{LOSS}$|_WeightedCrossEntropy"), HEAD),
+    (re.compile(r"_(RmsNorm|Rotary|GatedProduct|GatedHalves)(Backward)?$"), POINTWISE),
     (re.compile(r"step |Optimizer"), OPTIMIZER),
     (re.compile(r"(send|wait) "), COMMUNICATION),
 )

@@ -14,6 +14,7 @@ import pytest
 from lorafusion.bench import (
     attention,
     demo,
+    elementwise,
     kernels_table,
     loss,
     memory_table,
@@ -40,6 +41,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("README.md", "bench: demo", "demo/demo.json", demo.markdown),
     ("docs/benchmarks.md", "bench: train", "benchmarks/bench.json", train_table.markdown),
     ("docs/kernels.md", "bench: attention", "kernels/attention.json", attention.markdown),
+    ("docs/kernels.md", "bench: elementwise", "kernels/elementwise.json", elementwise.markdown),
     ("docs/kernels.md", "bench: kernels", "kernels/kernels.json", kernels_table.markdown),
     ("docs/kernels.md", "bench: loss", "kernels/loss.json", loss.markdown),
     ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),

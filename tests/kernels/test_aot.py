@@ -10,12 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 from lorafusion.bench import aot_table, pages
 from lorafusion.errors import BenchError
 from lorafusion.kernels import aot
 from lorafusion.kernels.aot import TARGETS, Outcome, Report, Request, compile_all
-from lorafusion.kernels.launch_configs import LOSS_OPS, OPS, SHARED_OPS, LaunchConfig
+from lorafusion.kernels.elementwise_configs import example_configs
+from lorafusion.kernels.launch_configs import (
+    ELEMENTWISE_OPS,
+    LOSS_OPS,
+    OPS,
+    SHARED_OPS,
+    LaunchConfig,
+)
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -29,6 +37,12 @@ SHORT = [
     Request.default("up", "sm_80", rank=16, dtype="fp32"),
     Request.default("shared_grad_input", "sm_90", rank=16, dtype="fp32"),
     Request.default("up", "gfx942", rank=16, dtype="fp32"),
+]
+# One width of each: the others take minutes.
+SHORT_ELEMENTWISE = [
+    Request(op, target, 0, "bf16", False, example_configs(op, torch.bfloat16)[0])
+    for target in TARGETS
+    for op in ELEMENTWISE_OPS
 ]
 
 
@@ -45,6 +59,24 @@ def test_an_op_fits_its_target(compiled, request_):
     assert not outcome.problems, "\n".join(outcome.problems)
     assert outcome.reports[0].registers > 0
     assert outcome.reports[0].shared > 0
+
+
+@needs_triton
+@pytest.mark.multiproc
+def test_elementwise_ops_fit_their_targets():
+    for outcome in compile_all(SHORT_ELEMENTWISE):
+        assert not outcome.problems, "\n".join(outcome.problems)
+        assert all(report.registers > 0 for report in outcome.reports)
+
+
+@needs_triton
+@pytest.mark.aot
+@pytest.mark.multiproc
+def test_elementwise_ops_of_all_widths_fit_their_targets():
+    requests = aot.elementwise_requests(dtypes=("bf16", "fp16", "fp32"))
+    assert len(set(requests)) == len(requests)
+    problems = [problem for outcome in compile_all(requests) for problem in outcome.problems]
+    assert not problems, "\n".join(problems)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +137,8 @@ UP_FP32 = Request.default("up", "sm_90", rank=16, dtype="fp32")
         (dataclasses.replace(UP, op="down"), {"products": {}}, "no matrix instruction"),
         (UP_FP32, {"products": {}}, None),
         (dataclasses.replace(UP, op="cross_entropy"), {"products": {}}, None),
+        (SHORT_ELEMENTWISE[0], {"products": {}, "shared": 0}, None),
+        (SHORT_ELEMENTWISE[0], {"spilled": 8}, "spills 8 bytes"),
         (UP_FP32, {"tf32": 3}, "3 tf32 instructions"),
         (dataclasses.replace(UP, target="sm_100"), {}, "no tcgen05"),
         (dataclasses.replace(UP, target="gfx942"), {"shared": 1}, "no mfma"),

@@ -12,7 +12,7 @@ import pytest
 
 from lorafusion.errors import KernelError
 from lorafusion.kernels.backend import implementation
-from lorafusion.kernels.launch_configs import LOSS_OPS, OPS
+from lorafusion.kernels.launch_configs import OPS, PASSES
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("test_triton_*.py"))
@@ -77,13 +77,13 @@ else:
 
 
 def test_without_triton(monkeypatch):
-    for op in (*OPS, *LOSS_OPS):
+    for op in (*OPS, *PASSES):
         monkeypatch.delitem(sys.modules, f"lorafusion.kernels.{op}.triton", raising=False)
     monkeypatch.delitem(sys.modules, "lorafusion.kernels.triton_parts", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     implementation.cache_clear()
     try:
-        for op in (*OPS, *LOSS_OPS):
+        for op in (*OPS, *PASSES):
             with pytest.raises(KernelError, match=f"'{op}' needs triton .* not installed"):
                 implementation(op, "triton")
             assert implementation(op, "cpu")

@@ -1,0 +1,28 @@
+"""The CPU's gated_product: the compiled loops."""
+
+from __future__ import annotations
+
+import torch
+
+from lorafusion.kernels.native import elementwise
+from lorafusion.kernels.native.calls import DTYPES
+from lorafusion.kernels.native.library import library
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def takes(x: torch.Tensor) -> bool:
+    """Whether the loops are built, and know the dtype; else torch's operations run."""
+    return x.dtype in DTYPES and library() is not None
+
+
+def gated_product(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torch.Tensor:
+    """act(gate) · up, of rows of any stride."""
+    y_TF = gate_TF.new_empty(gate_TF.shape)
+    elementwise.gated_product((gate_TF, up_TF), y_TF, activation)
+    return y_TF
+
+
+def gated_product_backward(dy_TF: torch.Tensor, given: Pair, found: Pair, activation: str) -> None:
+    """Fill ``found``, the gradients of gate and up, from dY and ``given``, the two themselves."""
+    elementwise.gated_product_backward(dy_TF, given, found, activation)
