@@ -56,7 +56,10 @@ demo: fetch
 QUICK := runs/bench-quick
 bench-quick: fetch
 	$(BIN)/lorafusion bench kernels --cpu --quick --rounds 5 -o $(QUICK)/kernels --overwrite
-	$(BIN)/lorafusion bench kernels --cpu --quick --op shared --rounds 5 -o $(QUICK)/shared --overwrite
+	for op in shared loss attention elementwise; do \
+	  $(BIN)/lorafusion bench kernels --cpu --quick --op $$op --rounds 5 -o $(QUICK)/$$op --overwrite \
+	    || exit 1; \
+	done
 	$(BIN)/lorafusion bench plan tests/planner/cases/two_jobs.json \
 	  tests/planner/cases/small_batches.json --baselines -o $(QUICK)/plan
 	$(BIN)/lorafusion bench pipeline --stages 4 --rounds 1 -o $(QUICK)/pipeline

@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from lorafusion.bench.pages import row
-from lorafusion.kernels.aot import KB, Outcome, Report, Request
-from lorafusion.kernels.launch_configs import LaunchConfig
+from lorafusion.kernels.aot import KB, Outcome, Report, Request, default_requests
+from lorafusion.kernels.launch_configs import LOSS_OPS, SHARED_OPS, LaunchConfig
 
 MARKS = "compiled ahead of time"
 SHARED_MARKS = "compiled ahead of time, shared inputs"
 LOSS_MARKS = "compiled ahead of time, loss"
 """The names of the tables' marks in a page."""
 _HEAD = ("kernel", "for", "tile", "warps, stages")
+
+
+def requests() -> dict[str, list[Request]]:
+    """What is compiled for each table, by its mark."""
+    return {
+        MARKS: default_requests(),
+        SHARED_MARKS: default_requests(ops=SHARED_OPS),
+        LOSS_MARKS: default_requests(ops=LOSS_OPS, ranks=(16,)),
+    }
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:

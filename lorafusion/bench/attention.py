@@ -1,33 +1,35 @@
-"""``lorafusion bench kernels --attention``: packed attention, and what else one could run."""
+"""``lorafusion bench kernels --op attention``: packed attention, and what else one could run."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorafusion.bench.attention_ways import Engine, Padded, check, make_ways
-from lorafusion.bench.linear import Timer, cpu_timer, cuda_timer, take_turns
-from lorafusion.bench.pages import measured_on, table
-from lorafusion.bench.run import claim, finite
-from lorafusion.bench.summary import Spread
-from lorafusion.files import write_text_atomic
+from lorafusion.bench.linear import take_turns
+from lorafusion.bench.op_run import (
+    OVER_OURS,
+    Done,
+    OpRun,
+    both,
+    nobody,
+    ratio,
+    spread,
+    where,
+)
+from lorafusion.bench.pages import table
 from lorafusion.kernels.attention import AttentionRules
 from lorafusion.kernels.attention.engines import FLASH, FLEX, SAMPLES, VARLEN
-from lorafusion.machine import describe_machine, versions
 
 __all__ = ["MARK", "RESULT_FILE", "AttentionCase", "Engine", "Padded", "markdown", "run"]
 
 MARK = "bench: attention"
 RESULT_FILE = "attention.json"
-FORMAT = 1
 OURS, PADDED = "lorafusion", "padded"
 WAYS = {
     OURS: "all samples in one call of the op",
@@ -122,93 +124,38 @@ GPU_CASES = (
 )
 
 
-def run(
-    device: str,
-    *,
-    rounds: int,
-    folder: Path,
-    overwrite: bool,
-    quick: bool = False,
-    done: Callable[[AttentionCase, Spread], None] = lambda _case, _ratio: None,
-) -> dict[str, Any]:
-    """Measure all cases, and write ``attention.json``.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-        rounds: Turns of each way.
-        folder: Where the results go.
-        overwrite: Replace earlier ones there.
-        quick: Small cases, on the CPU.
-        done: Called after each case with how many times as long torch's ops sample by sample take.
-
-    Raises:
-        OutputError: The folder cannot be used, or holds earlier results.
-        WrongResultError: The ways of a case do not compute the same.
-    """
-    cases = GPU_CASES if device == "cuda" else QUICK_CASES if quick else CPU_CASES
-    timer = cuda_timer if device == "cuda" else cpu_timer
-    claim(folder, (RESULT_FILE,), overwrite=overwrite)
-    result: dict[str, Any] = {
-        "format": FORMAT,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "machine": describe_machine()
-        | {
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-            "threads": torch.get_num_threads(),
-        },
-        "versions": versions(),
-        "rounds": rounds,
-        "ways": WAYS,
-        "cases": [],
-    }
-    for case in cases:
-        found = _measure(case, device, rounds, timer)
-        result["cases"].append(found)
-        done(case, Spread(**found["over_ours"][SAMPLES]))
-    text = json.dumps(finite(result), indent=1, allow_nan=False)
-    write_text_atomic(folder / RESULT_FILE, text + "\n")
-    return result
+def run(asked: OpRun, done: Done = nobody) -> dict[str, Any]:
+    """Measure all cases, and write ``attention.json``. See :meth:`OpRun.measure`."""
+    cases = asked.choose(cpu=CPU_CASES, quick=QUICK_CASES, gpu=GPU_CASES)
+    return asked.measure(RESULT_FILE, WAYS, cases, _measure, done)
 
 
-def _measure(case: AttentionCase, device: str, rounds: int, timer: Timer) -> dict[str, Any]:
-    ways = make_ways(case, device)
+def _measure(case: AttentionCase, asked: OpRun) -> dict[str, Any]:
+    ways = make_ways(case, asked.device)
     check(case, ways)
-    forward, backward = take_turns(ways, rounds=rounds, timer=timer)
-    both = {
-        way: [f + b for f, b in zip(forward[way], backward[way], strict=True)] for way in forward
-    }
+    forward, backward = take_turns(ways, rounds=asked.rounds, timer=asked.timer)
     return {
         **dataclasses.asdict(case),
         "forward_s": forward,
         "backward_s": backward,
         "forward_over_ours": _over_ours(forward),
         "backward_over_ours": _over_ours(backward),
-        "over_ours": _over_ours(both),
+        OVER_OURS: _over_ours(both(forward, backward)),
     }
 
 
 def _over_ours(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """By way but ours: how many times as long it takes, a round at a time."""
-    return {
-        way: dataclasses.asdict(Spread.of(a / b for a, b in zip(found, times[OURS], strict=True)))
-        for way, found in times.items()
-        if way != OURS
-    }
+    return {way: ratio(found, times[OURS]) for way, found in times.items() if way != OURS}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Other ways over ours; medians, and of forward and backward together ranges."""
-    machine, threads = result["machine"], result["machine"]["threads"]
-    about = (
-        f"torch {result['versions']['torch']}, {machine['gpu'] or 'CPU'}, {threads} "
-        f"thread{'' if threads == 1 else 's'}; rounds: {result['rounds']}"
-    )
     run_ways = [w for w in WAYS if any(w in case["over_ours"] for case in result["cases"])]
     head = ["samples", "heads, KV, width", "rules", f"{SAMPLES}: forward", "backward"]
     head += [f"{way} / {OURS}" for way in run_ways]
     rows = [_row(case, run_ways) for case in result["cases"]]
-    return "\n".join([measured_on(result, about), "", *table(head, rows, left=3)])
+    return "\n".join([where(result), "", *table(head, rows, left=3)])
 
 
 def _row(found: Mapping[str, Any], ways: Sequence[str]) -> list[str]:
@@ -223,9 +170,5 @@ def _row(found: Mapping[str, Any], ways: Sequence[str]) -> list[str]:
         f"{case.heads}, {case.kv_heads}, {case.width}",
         case.asked if case.dtype == "float32" else f"{case.asked}, {case.dtype}",
         *(f"{half:.2f}" for half in halves),
-        *(_spread(found["over_ours"].get(way)) for way in ways),
+        *(spread(found["over_ours"].get(way)) for way in ways),
     ]
-
-
-def _spread(found: Mapping[str, float] | None) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f}..{found['high']:.2f})" if found else ""

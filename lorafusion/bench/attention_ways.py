@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lorafusion.bench.linear import forget
-from lorafusion.errors import WrongResultError
+from lorafusion.bench.op_run import check_close
 from lorafusion.kernels.attention import AttentionRules, packed_attention
 from lorafusion.kernels.attention import samples as by_sample
 from lorafusion.kernels.attention.engines import ENGINES, SAMPLES, Asked, machine_of, why_not
@@ -184,13 +184,7 @@ def check(case: Case, ways: Mapping[str, Way]) -> None:
     Raises:
         WrongResultError: One does not.
     """
-    allowed = 1e-5 if case.dtype == "float32" else 4e-2  # as agreement.py's
-    (_, first), *others = ways.items()
+    (name_of_first, first), *others = ways.items()
     expected = first.results()
     for name, way in others:
-        for a, b in zip(way.results(), expected, strict=True):
-            off = float((a.double() - b.double()).norm() / b.double().norm())
-            if not off <= allowed:
-                raise WrongResultError(
-                    f"{case}: results of {name} differ by {off:.1e} of the norm."
-                )
+        check_close(case, case.dtype, (name, name_of_first), way.results(), expected)

@@ -1,15 +1,12 @@
-"""``lorafusion bench kernels --loss``: the head and its loss in one op, and other ways."""
+"""``lorafusion bench kernels --op loss``: the head and its loss in one op, and other ways."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import importlib.util
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,25 +16,27 @@ from lorafusion.bench.linear import (
     FROZEN,
     OURS,
     TORCH,
-    Timer,
     Way,
-    cpu_timer,
-    cuda_timer,
     loops_off,
     take_turns,
 )
-from lorafusion.bench.pages import measured_on, table
-from lorafusion.bench.run import claim, finite
-from lorafusion.bench.summary import Spread
-from lorafusion.errors import WrongResultError
-from lorafusion.files import write_text_atomic
+from lorafusion.bench.op_run import (
+    OVER_OURS,
+    Done,
+    OpRun,
+    both,
+    check_close,
+    nobody,
+    ratio,
+    spread,
+    where,
+)
+from lorafusion.bench.pages import table
 from lorafusion.kernels.cross_entropy import Head, cross_entropy
 from lorafusion.kernels.native.library import VARIABLE, library
-from lorafusion.machine import describe_machine, versions
 
 MARK = "bench: loss"
 RESULT_FILE = "loss.json"
-FORMAT = 1
 CHUNK_ROWS = 256
 """Of torch's own chunks. By default it takes so few that it needs 15 times as long."""
 WHOLE, CHUNKED, LIGER = "torch-whole", "torch-chunked", "liger"
@@ -207,94 +206,36 @@ def make_ways(tensors: Tensors) -> dict[str, Loss]:
     return ways
 
 
-def run(
-    device: str,
-    *,
-    rounds: int,
-    folder: Path,
-    overwrite: bool,
-    quick: bool = False,
-    done: Callable[[LossCase, Mapping[str, Spread]], None] = lambda _case, _ratios: None,
-) -> dict[str, Any]:
-    """Measure all cases, and write ``loss.json``.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-        rounds: Turns of each way.
-        folder: Where the results go.
-        overwrite: Replace earlier ones there.
-        quick: Small cases, on the CPU.
-        done: Called after each case with how many times as long as ours each other way takes.
-
-    Raises:
-        OutputError: The folder cannot be used, or holds earlier results.
-        WrongResultError: The ways of a case do not compute the same.
-    """
-    cases = GPU_CASES if device == "cuda" else QUICK_CASES if quick else CPU_CASES
-    timer = cuda_timer if device == "cuda" else cpu_timer
-    claim(folder, (RESULT_FILE,), overwrite=overwrite)
-    result: dict[str, Any] = {
-        "format": FORMAT,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "machine": describe_machine()
-        | {
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-            "threads": torch.get_num_threads(),
-        },
-        "versions": versions(),
-        "rounds": rounds,
-        "ways": WAYS,
-        "cases": [],
-    }
-    for case in cases:
-        found = _measure(case, device, rounds, timer)
-        result["cases"].append(found)
-        done(case, {name: Spread(**spread) for name, spread in found["over_ours"].items()})
-    text = json.dumps(finite(result), indent=1, allow_nan=False)
-    write_text_atomic(folder / RESULT_FILE, text + "\n")
-    return result
+def run(asked: OpRun, done: Done = nobody) -> dict[str, Any]:
+    """Measure all cases, and write ``loss.json``. See :meth:`OpRun.measure`."""
+    cases = asked.choose(cpu=CPU_CASES, quick=QUICK_CASES, gpu=GPU_CASES)
+    return asked.measure(RESULT_FILE, WAYS, cases, _measure, done)
 
 
-def _measure(case: LossCase, device: str, rounds: int, timer: Timer) -> dict[str, Any]:
-    tensors = Tensors(case, device)
+def _measure(case: LossCase, asked: OpRun) -> dict[str, Any]:
+    tensors = Tensors(case, asked.device)
     losses = make_ways(tensors)
     _check(case, losses)
     ways: dict[str, Way] = {FROZEN: Products(tensors), **losses}
-    forward, backward = take_turns(ways, rounds=rounds, timer=timer)
-
-    def spread(one: str, other: str) -> dict[str, float]:
-        both = ([f + b for f, b in zip(forward[w], backward[w], strict=True)] for w in (one, other))
-        return dataclasses.asdict(Spread.of(a / b for a, b in zip(*both, strict=True)))
-
+    forward, backward = take_turns(ways, rounds=asked.rounds, timer=asked.timer)
+    taken = both(forward, backward)
     return {
         **dataclasses.asdict(case),
         "forward_s": forward,
         "backward_s": backward,
-        "over_ours": {name: spread(name, OURS) for name in losses if name != OURS},
-        "ours_over_frozen": spread(OURS, FROZEN),
+        OVER_OURS: {name: ratio(taken[name], taken[OURS]) for name in losses if name != OURS},
+        "ours_over_frozen": ratio(taken[OURS], taken[FROZEN]),
     }
 
 
 def _check(case: LossCase, ways: Mapping[str, Loss]) -> None:
-    allowed = 1e-5 if case.dtype == "float32" else 4e-2  # as agreement.py's
     expected = ways[OURS].results()
     for name, way in ways.items():
-        for found, wanted in zip(way.results(), expected, strict=True):
-            off = float((found.double() - wanted.double()).norm() / wanted.double().norm())
-            if not off <= allowed:
-                raise WrongResultError(
-                    f"{case}: results of {name} and {OURS} differ by {off:.1e} of their norm."
-                )
+        check_close(case, case.dtype, (name, OURS), way.results(), expected)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The others over ours, and ours over the products alone; medians and ranges."""
-    machine, threads = result["machine"], result["machine"]["threads"]
-    about = (
-        f"torch {result['versions']['torch']}, {machine['gpu'] or 'CPU'}, {threads} "
-        f"thread{'' if threads == 1 else 's'}; rounds: {result['rounds']}"
-    )
     cases = result["cases"]
     others = [name for name in WAYS if any(name in case["over_ours"] for case in cases)]
     head = [
@@ -309,15 +250,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{case['rows']}, {case['D']}, {case['V']:,}",
             case["dtype"],
             "none" if case["softcap"] is None else f"{case['softcap']:g}",
-            *(_spread(case["over_ours"].get(name)) for name in others),
-            _spread(case["ours_over_frozen"]),
+            *(spread(case["over_ours"].get(name)) for name in others),
+            spread(case["ours_over_frozen"]),
         ]
         for case in cases
     ]
-    return "\n".join([measured_on(result, about), "", *table(head, rows, left=2)])
-
-
-def _spread(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found['median']:.2f} ({found['low']:.2f}..{found['high']:.2f})"
+    return "\n".join([where(result), "", *table(head, rows, left=2)])

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,30 +12,31 @@ import torch
 from lorafusion.bench.linear import (
     FROZEN,
     SCALE,
-    Timer,
-    cpu_timer,
-    cuda_timer,
     forget,
     one_sample_a_job,
     shares,
     take_turns,
 )
-from lorafusion.bench.pages import measured_on, table
-from lorafusion.bench.run import claim, finite
-from lorafusion.bench.summary import Spread
-from lorafusion.errors import WrongResultError
-from lorafusion.files import write_text_atomic
+from lorafusion.bench.op_run import (
+    OVER_OURS,
+    Done,
+    OpRun,
+    both,
+    check_close,
+    nobody,
+    ratio,
+    spread,
+    where,
+)
+from lorafusion.bench.pages import table
 from lorafusion.kernels.dropout import threshold
 from lorafusion.kernels.hashing import module_key
 from lorafusion.kernels.layout import FusedForm, ModuleAdapters, Projection
 from lorafusion.kernels.lora_linear import lora_linear
 from lorafusion.kernels.shared_input import shared_lora_linear
-from lorafusion.machine import describe_machine, versions
 
 MARK = "bench: shared inputs"
-RATIO = "one by one over together"
 RESULT_FILE = "shared.json"
-FORMAT = 1
 TOGETHER, APART = "together", "one by one"
 WAYS = {
     FROZEN: "the frozen base alone, its dX in one tensor",
@@ -184,103 +182,40 @@ class _Draw:
         }
 
 
-def run(
-    device: str,
-    *,
-    rounds: int,
-    folder: Path,
-    overwrite: bool,
-    quick: bool = False,
-    done: Callable[[SharedCase, Spread], None] = lambda _case, _ratio: None,
-) -> dict[str, Any]:
-    """Measure all cases, and write ``shared.json``.
-
-    Args:
-        device: ``cpu`` or ``cuda``.
-        rounds: Turns of each way.
-        folder: Where the results go.
-        overwrite: Replace earlier ones there.
-        quick: Small cases, on the CPU.
-        done: Called after each case with how many times as long one by one takes.
-
-    Raises:
-        OutputError: The folder cannot be used, or holds earlier results.
-        WrongResultError: The ways of a case do not compute the same.
-    """
-    cases = GPU_CASES if device == "cuda" else QUICK_CASES if quick else CPU_CASES
-    timer = cuda_timer if device == "cuda" else cpu_timer
-    claim(folder, (RESULT_FILE,), overwrite=overwrite)
-    result: dict[str, Any] = {
-        "format": FORMAT,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device,
-        "machine": describe_machine()
-        | {
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-            "threads": torch.get_num_threads(),
-        },
-        "versions": versions(),
-        "rounds": rounds,
-        "ways": WAYS,
-        "cases": [],
-    }
-    for case in cases:
-        found = _measure(case, device, rounds, timer)
-        result["cases"].append(found)
-        done(case, Spread(**found["apart_over_together"]))
-    text = json.dumps(finite(result), indent=1, allow_nan=False)
-    write_text_atomic(folder / RESULT_FILE, text + "\n")
-    return result
+def run(asked: OpRun, done: Done = nobody) -> dict[str, Any]:
+    """Measure all cases, and write ``shared.json``. See :meth:`OpRun.measure`."""
+    cases = asked.choose(cpu=CPU_CASES, quick=QUICK_CASES, gpu=GPU_CASES)
+    return asked.measure(RESULT_FILE, WAYS, cases, _measure, done)
 
 
-def _measure(case: SharedCase, device: str, rounds: int, timer: Timer) -> dict[str, Any]:
-    together, apart = (Ours(case, device, together=way) for way in (True, False))
-    _check(case, together.results(), apart.results())
-    ways = {FROZEN: Frozen(case, device), TOGETHER: together, APART: apart}
-    forward, backward = take_turns(ways, rounds=rounds, timer=timer)
-
-    def spread(one: str, other: str) -> dict[str, float]:
-        both = ([f + b for f, b in zip(forward[w], backward[w], strict=True)] for w in (one, other))
-        return dataclasses.asdict(Spread.of(a / b for a, b in zip(*both, strict=True)))
-
+def _measure(case: SharedCase, asked: OpRun) -> dict[str, Any]:
+    together, apart = (Ours(case, asked.device, together=way) for way in (True, False))
+    check_close(case, case.dtype, (TOGETHER, APART), together.results(), apart.results())
+    ways = {FROZEN: Frozen(case, asked.device), TOGETHER: together, APART: apart}
+    forward, backward = take_turns(ways, rounds=asked.rounds, timer=asked.timer)
+    taken = both(forward, backward)
     return {
         **dataclasses.asdict(case),
         "forward_s": forward,
         "backward_s": backward,
-        "apart_over_together": spread(APART, TOGETHER),
-        "together_over_frozen": spread(TOGETHER, FROZEN),
-        "apart_over_frozen": spread(APART, FROZEN),
+        OVER_OURS: {APART: ratio(taken[APART], taken[TOGETHER])},
+        "together_over_frozen": ratio(taken[TOGETHER], taken[FROZEN]),
+        "apart_over_frozen": ratio(taken[APART], taken[FROZEN]),
     }
-
-
-def _check(case: SharedCase, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> None:
-    allowed = 1e-5 if case.dtype == "float32" else 4e-2  # as agreement.py's
-    for a, b in zip(one, other, strict=True):
-        off = float((a.double() - b.double()).norm() / b.double().norm())
-        if not off <= allowed:
-            raise WrongResultError(f"{case}: results differ by {off:.1e} of their norm.")
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """One by one over together, and both over the base's products alone; medians and ranges."""
-    machine, threads = result["machine"], result["machine"]["threads"]
-    about = (
-        f"torch {result['versions']['torch']}, {machine['gpu'] or 'CPU'}, {threads} "
-        f"thread{'' if threads == 1 else 's'}; rounds: {result['rounds']}"
-    )
-    pairs = ("apart_over_together", "together_over_frozen", "apart_over_frozen")
-    head = ["rows, K, N", "base", "dropout", *(p.replace("_", " ") for p in pairs)]
+    pairs = ("together_over_frozen", "apart_over_frozen")
+    head = ["rows, K, N", "base", "dropout", f"{APART} / {TOGETHER}"]
+    head += [f"{TOGETHER} / {FROZEN}", f"{APART} / {FROZEN}"]
     rows = [
         [
             f"{case['rows']}, {case['K']}, {' + '.join(map(str, case['widths']))}",
             case["dtype"],
             f"{case['dropout']:g}",
-            *(_spread(case[pair]) for pair in pairs),
+            *(spread(found) for found in (case[OVER_OURS][APART], *(case[p] for p in pairs))),
         ]
         for case in result["cases"]
     ]
-    return "\n".join([measured_on(result, about), "", *table(head, rows)])
-
-
-def _spread(found: Mapping[str, float]) -> str:
-    return f"{found['median']:.2f} ({found['low']:.2f}..{found['high']:.2f})"
+    return "\n".join([where(result), "", *table(head, rows)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, cast
 
@@ -19,6 +20,7 @@ from lorafusion.launch.environment import prepare_environment
 
 if TYPE_CHECKING:
     from lorafusion.bench.linear import Timing
+    from lorafusion.bench.op_run import Done, OpRun
     from lorafusion.bench.summary import Spread
     from lorafusion.kernels.aot import Outcome
 
@@ -50,13 +52,13 @@ class Asked(NamedTuple):
 
 
 class Op(StrEnum):
-    """What is measured. All but the first have a module of their own in :data:`MODULES`."""
+    """What is measured. All but the first are an :class:`OpBench` in a module of that name."""
 
     LINEAR = "linear"
     SHARED = "shared"
-
-
-MODULES = {Op.SHARED: "lorafusion.bench.shared"}
+    LOSS = "loss"
+    ATTENTION = "attention"
+    ELEMENTWISE = "elementwise"
 
 
 class OpBench(Protocol):
@@ -64,20 +66,9 @@ class OpBench(Protocol):
 
     MARK: str
     """Of its table in a page."""
-    RATIO: str
-    """What is told of each case: how many times as long which way takes."""
     RESULT_FILE: str
 
-    def run(
-        self,
-        device: str,
-        *,
-        rounds: int,
-        folder: Path,
-        overwrite: bool,
-        quick: bool,
-        done: Callable[[object, Spread], None],
-    ) -> dict[str, Any]:
+    def run(self, asked: OpRun, done: Done) -> dict[str, Any]:
         """Check that the ways of each case compute the same, and measure them in turns."""
         ...
 
@@ -104,7 +95,10 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
     count: Annotated[bool, typer.Option("--bytes", help="Count bytes; nothing runs.")] = False,
     op: Annotated[
         Op,
-        typer.Option(help="linear: one linear with its adapters; shared: linears of one input."),
+        typer.Option(
+            help="linear: one linear with its adapters; shared: linears of one input; others: "
+            "the rest of a layer, and the loss."
+        ),
     ] = Op.LINEAR,
     dtype: Annotated[
         Dtype | None, typer.Option(help="With --cpu: the cases of this number format alone.")
@@ -139,21 +133,22 @@ def bench_kernels(  # noqa: PLR0913 - one argument an option
         if op is Op.LINEAR:
             _measure(asked)
         else:
-            _measure_op(cast("OpBench", importlib.import_module(MODULES[op])), asked)
+            bench = importlib.import_module(f"lorafusion.bench.{op.value}")
+            _measure_op(cast("OpBench", bench), asked)
 
 
 def _compile(page: Path | None) -> None:
     _check(("triton",), "pip install triton")
     from lorafusion.bench import aot_table, pages
-    from lorafusion.kernels.aot import compile_all, default_requests
-    from lorafusion.kernels.launch_configs import SHARED_OPS
+    from lorafusion.kernels.aot import compile_all, elementwise_requests
 
+    tables = aot_table.requests()
     if page is not None:
-        pages.found_in(page, aot_table.MARKS)
-        pages.found_in(page, aot_table.SHARED_MARKS)
+        for mark in tables:
+            pages.found_in(page, mark)
+    # These have no table: there is no product in them.
+    requests = [*(one for some in tables.values() for one in some), *elementwise_requests()]
     console = Console(highlight=False)
-    single = default_requests()
-    requests = [*single, *default_requests(ops=SHARED_OPS)]
     with _bar(console) as bar:
         task = bar.add_task("compiling", total=len(requests))
 
@@ -163,14 +158,13 @@ def _compile(page: Path | None) -> None:
                 console.print(problem, style="red", soft_wrap=True)
 
         outcomes = compile_all(requests, done=done)
-    for mark, some in (
-        (aot_table.MARKS, outcomes[: len(single)]),
-        (aot_table.SHARED_MARKS, outcomes[len(single) :]),
-    ):
+    left = iter(outcomes)
+    for mark, some in tables.items():
+        table = aot_table.markdown(list(islice(left, len(some))))
         if page is None:
-            typer.echo(aot_table.markdown(some))
+            typer.echo(table)
         else:
-            pages.put_into(page, mark, aot_table.markdown(some))
+            pages.put_into(page, mark, table)
     if page is not None:
         console.print(f"the tables are in {page}", soft_wrap=True)
     if any(outcome.problems for outcome in outcomes):
@@ -232,26 +226,21 @@ def _measure(asked: Asked) -> None:
 
 def _measure_op(bench: OpBench, asked: Asked) -> None:
     prepare_environment()
-    from lorafusion.bench import pages
+    from lorafusion.bench import op_run, pages
 
     if asked.page is not None:
         pages.found_in(asked.page, bench.MARK)
     _prepare_torch(asked)
     console = Console(highlight=False)
 
-    def done(case: object, ratio: Spread) -> None:
-        found = f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})"
-        console.print(f"{case}: {bench.RATIO} {found}", soft_wrap=True)
+    def done(case: object, ratios: Mapping[str, Spread]) -> None:
+        found = ", ".join(f"{way} {op_run.spread(vars(ratio))}" for way, ratio in ratios.items())
+        console.print(f"{case}; over ours: {found}", soft_wrap=True)
 
+    device = "cpu" if asked.cpu else "cuda"
+    run = op_run.OpRun(device, asked.rounds, asked.folder, asked.overwrite, asked.quick)
     try:
-        result = bench.run(
-            "cpu" if asked.cpu else "cuda",
-            rounds=asked.rounds,
-            folder=asked.folder,
-            overwrite=asked.overwrite,
-            quick=asked.quick,
-            done=done,
-        )
+        result = bench.run(run, done)
     except WrongResultError as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         raise typer.Exit(PROBLEMS) from error

@@ -10,6 +10,7 @@ import torch
 from lorafusion.bench import attention, attention_ways
 from lorafusion.bench.attention import QUICK_CASES, WAYS, AttentionCase
 from lorafusion.bench.attention_ways import make_ways
+from lorafusion.bench.op_run import OpRun
 from lorafusion.errors import OutputError, WrongResultError
 
 ON_A_CPU = ["lorafusion", "samples", "padded"]
@@ -18,12 +19,8 @@ ON_A_CPU = ["lorafusion", "samples", "padded"]
 def test_it_measures_and_writes(tmp_path):
     seen = []
     attention.run(
-        "cpu",
-        rounds=2,
-        folder=tmp_path,
-        overwrite=False,
-        quick=True,
-        done=lambda case, ratio: seen.append((str(case), ratio.median)),
+        OpRun("cpu", 2, tmp_path, quick=True),
+        lambda case, over: seen.append((str(case), over["samples"].median)),
     )
     found = json.loads((tmp_path / attention.RESULT_FILE).read_text())
     assert [name for name, _ in seen] == [str(case) for case in QUICK_CASES]
@@ -41,7 +38,7 @@ def test_it_measures_and_writes(tmp_path):
     assert lines[2].endswith("| samples / lorafusion | padded / lorafusion |")
     assert lines[-1].startswith("| 3 of 14 to 30 | 4, 2, 16 | window 8, softcap 5, sinks |")
     with pytest.raises(OutputError, match=r"attention\.json"):
-        attention.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
+        attention.run(OpRun("cpu", 1, tmp_path, quick=True))
 
 
 @pytest.mark.parametrize("case", QUICK_CASES, ids=str)
@@ -68,7 +65,7 @@ def test_results_that_differ_stop_it(wrong, monkeypatch, tmp_path):
 
     monkeypatch.setattr(attention_ways, "packed_attention", spoilt)
     with pytest.raises(WrongResultError, match="results of samples differ"):
-        attention.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
+        attention.run(OpRun("cpu", 1, tmp_path, quick=True))
     assert not (tmp_path / attention.RESULT_FILE).exists()
 
 

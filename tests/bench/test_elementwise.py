@@ -12,6 +12,7 @@ import torch
 from lorafusion.bench import elementwise, elementwise_ways
 from lorafusion.bench.elementwise import QUICK_CASES, WAYS
 from lorafusion.bench.elementwise_ways import COMPILED, EAGER, OURS
+from lorafusion.bench.op_run import OpRun
 from lorafusion.errors import WrongResultError
 
 
@@ -29,12 +30,8 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_measures_and_writes(tmp_path: Path) -> None:
     seen: list[str] = []
     elementwise.run(
-        "cpu",
-        rounds=2,
-        folder=tmp_path,
-        overwrite=False,
-        quick=True,
-        done=lambda case, ratio: seen.append(f"{case}: {ratio.median > 0}"),
+        OpRun("cpu", 2, tmp_path, quick=True),
+        lambda case, over: seen.append(f"{case}: {over[EAGER].median > 0}"),
     )
     assert seen == [
         "rms_norm, 128 x 96, float32: True",
@@ -67,8 +64,8 @@ def test_results_that_differ_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return q, k * 1.001
 
     monkeypatch.setattr(elementwise_ways, "rotary", wrong)
-    with pytest.raises(WrongResultError, match=r"rotary.* transformers and ours differ by 1"):
-        elementwise.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
+    with pytest.raises(WrongResultError, match=r"rotary.* transformers and lorafusion differ by 1"):
+        elementwise.run(OpRun("cpu", 1, tmp_path, quick=True))
 
 
 def test_a_missing_way_has_a_dash() -> None:

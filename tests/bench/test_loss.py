@@ -10,6 +10,7 @@ import torch
 
 from lorafusion.bench import loss
 from lorafusion.bench.loss import CHUNKED, FROZEN, OURS, TORCH, WHOLE, LossCase, Tensors, make_ways
+from lorafusion.bench.op_run import OpRun
 from lorafusion.errors import WrongResultError
 from lorafusion.kernels.native.library import library
 
@@ -19,12 +20,8 @@ CAPPED = LossCase(9, 8, 40, "float32", softcap=2.0)
 def test_it_measures_and_writes(tmp_path: Path) -> None:
     seen: list[LossCase] = []
     loss.run(
-        "cpu",
-        rounds=2,
-        folder=tmp_path,
-        overwrite=False,
-        quick=True,
-        done=lambda case, ratios: seen.append(case) if WHOLE in ratios else None,
+        OpRun("cpu", 2, tmp_path, quick=True),
+        lambda case, ratios: seen.append(case) if WHOLE in ratios else None,
     )
     assert seen == list(loss.QUICK_CASES)
     found = json.loads((tmp_path / loss.RESULT_FILE).read_text())
@@ -56,7 +53,7 @@ def test_results_that_differ_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(loss, "cross_entropy", wrong)
     with pytest.raises(WrongResultError, match=f"results of {WHOLE} and {OURS} differ by 1.0e-03"):
-        loss.run("cpu", rounds=1, folder=tmp_path, overwrite=False, quick=True)
+        loss.run(OpRun("cpu", 1, tmp_path, quick=True))
     assert not (tmp_path / loss.RESULT_FILE).exists()
 
 

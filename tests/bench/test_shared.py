@@ -30,7 +30,7 @@ def test_it_measures_and_writes(tmp_path):
         ],
     )
     assert result.exit_code == 0, result.output
-    assert result.output.count("one by one over together") == 2
+    assert result.output.count("over ours: one by one ") == 2
     found = json.loads((tmp_path / "shared.json").read_text())
     assert [case["dropout"] for case in found["cases"]] == [0, 0.1]
     for case in found["cases"]:
@@ -41,8 +41,8 @@ def test_it_measures_and_writes(tmp_path):
             for w in (APART, TOGETHER)
         ]
         ratios = sorted(a / b for a, b in zip(*both, strict=True))
-        assert case["apart_over_together"]["low"] == ratios[0]
-        assert case["apart_over_together"]["high"] == ratios[1]
+        assert case["over_ours"][APART]["low"] == ratios[0]
+        assert case["over_ours"][APART]["high"] == ratios[1]
     lines = shared.markdown(found).splitlines()
     assert lines[-1].startswith("| 256, 96, 96 + 48 + 48 | float32 | 0.1 |")
 
