@@ -11,6 +11,7 @@ import json
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -33,6 +34,8 @@ JOB_FILE = "the job file's hash"
 # Ranks read the verdict a moment after rank 0 has written it.
 _LINGER_S = 10.0
 _PAUSE_S = 0.05
+_START = "start"
+"""Key of the name of the start that is on."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _connect(world: World, timeout_s: float) -> Store:
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
     )
-    return PrefixStore(f"lorafusion/start-{world.restarts}", store)
+    return PrefixStore("lorafusion", store)
 
 
 def agree(
@@ -99,8 +102,12 @@ def agree(
     facts: Facts,
     check: Callable[[Sequence[Facts]], None],
     timeout_s: float,
-) -> None:
+) -> Store:
     """Return on all ranks or on none.
+
+    torchrun's store outlives a start, and its count of starts is not the same on all hosts: a host
+    that has come back begins at 0, and one that joined others anew does not count that. So rank 0
+    names each start, and the others know it by what they themselves have said in it.
 
     Args:
         store: Where they meet.
@@ -110,24 +117,28 @@ def agree(
             see.
         timeout_s: Within which every rank must have come.
 
+    Returns:
+        A part of the store that is this start's alone.
+
     Raises:
         LorafusionError: On rank 0: a rank did not come, or what ``check`` raises.
         EndedByRankZero: On the others then.
         LaunchError: Rank 0 did not answer.
     """
-    timeout = timedelta(seconds=timeout_s)
     try:
-        store.set(f"facts/{world.rank}", json.dumps(asdict(facts)))
         if world.rank != 0:
-            _obey(store, world, timeout_s + _LINGER_S)
-            return
+            return _obey(store, world, facts, timeout_s + _LINGER_S)
+        name = uuid.uuid4().hex
+        own = PrefixStore(name, store)
+        own.set("facts/0", _words(facts, name))
+        store.set(_START, name)
     except LorafusionError:
         raise
     except RuntimeError as error:
         raise LaunchError(_unreachable(world, timeout_s, str(error))) from error
     verdict = ""
     try:
-        check(_all_facts(store, world, timeout))
+        check(_all_facts(own, world, timedelta(seconds=timeout_s)))
     except LorafusionError as error:
         verdict = str(error) or "error"
         raise
@@ -135,9 +146,12 @@ def agree(
         verdict = f"{type(error).__name__}: {error}"
         raise
     finally:
-        store.set("verdict", json.dumps(verdict))
+        there = [rank for rank in range(1, world.ranks) if own.check([f"facts/{rank}"])]
+        heard = {str(rank): json.loads(own.get(f"facts/{rank}"))["word"] for rank in there}
+        own.set("verdict", json.dumps({"text": verdict, "heard": heard}))
         if verdict:
-            _linger(store, world)
+            _linger(own, there)
+    return own
 
 
 def compare(facts: Sequence[Facts]) -> None:
@@ -188,27 +202,41 @@ def _all_facts(store: Store, world: World, timeout: timedelta) -> list[Facts]:
             "all ranks at about the same time (torchrun does), see whether that address can be "
             "reached from every machine, or give --start-timeout more seconds."
         ) from error
-    return [Facts(**json.loads(store.get(key))) for key in keys]
+    return [Facts(**json.loads(store.get(key))["facts"]) for key in keys]
 
 
-def _obey(store: Store, world: World, timeout_s: float) -> None:
+def _obey(store: Store, world: World, facts: Facts, timeout_s: float) -> Store:
     deadline = time.monotonic() + timeout_s
-    while not store.check(["verdict"]):
+    word = uuid.uuid4().hex
+    name, own = "", store
+    while True:
+        now = store.get(_START).decode() if store.check([_START]) else ""
+        if now != name:  # the one before may be of an earlier start
+            name, own = now, PrefixStore(now, store)
+            own.set(f"facts/{world.rank}", _words(facts, word))
+        if name and own.check(["verdict"]):
+            verdict = json.loads(own.get("verdict"))
+            if verdict["heard"].get(str(world.rank)) == word:
+                break
         code = conclusion()
         if code is not None:
             raise EndedByRankZero("rank 0 left before the ranks had met", code)
         if time.monotonic() > deadline:
             raise RuntimeError("no answer")
         time.sleep(_PAUSE_S)
-    verdict: str = json.loads(store.get("verdict"))
-    if verdict:
-        store.set(f"seen/{world.rank}", "")
-        raise EndedByRankZero(verdict, BAD_INPUT)
+    if verdict["text"]:
+        own.set(f"seen/{world.rank}", "")
+        raise EndedByRankZero(verdict["text"], BAD_INPUT)
+    return own
 
 
-def _linger(store: Store, world: World) -> None:
+def _words(facts: Facts, word: str) -> str:
+    """What a rank says of itself, and a word by which it knows that it was heard."""
+    return json.dumps({"facts": asdict(facts), "word": word})
+
+
+def _linger(store: Store, there: Sequence[int]) -> None:
     """Where rank 0 holds the store, it must not leave before the others have read the verdict."""
-    there = [rank for rank in range(1, world.ranks) if store.check([f"facts/{rank}"])]
     # A rank that has left meanwhile will not read it.
     with suppress(RuntimeError):
         store.wait([f"seen/{rank}" for rank in there], timedelta(seconds=_LINGER_S))
