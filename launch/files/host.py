@@ -24,17 +24,26 @@ class Meeting:
         is_first: 1 on that host, 0 on the others.
         run: The same on all hosts, and of this start alone.
         address: How the others reach this host; empty: by its own name.
+        told: What stops the script stops torchrun too.
     """
 
     first: str
     is_first: str
     run: str
     address: str = ""
+    told: bool = False
 
 
-def host_script(asked: Asked, meeting: Meeting) -> str:
-    """For bash."""
-    return "\n".join([*_settings(asked), *_torchrun(asked, meeting), *_ending()]) + "\n"
+def host_script(asked: Asked, meeting: Meeting, more: str = "") -> str:
+    """For bash.
+
+    Args:
+        asked: The run.
+        meeting: How the host finds the others.
+        more: Lines for once a stop, which is TERM, is waited for.
+    """
+    lines = [*_stop(meeting), *more.splitlines(), *_settings(asked), *_torchrun(asked, meeting)]
+    return "\n".join([*lines, *_ending()]) + "\n"
 
 
 def rank_arguments(asked: Asked) -> list[str]:
@@ -43,6 +52,16 @@ def rank_arguments(asked: Asked) -> list[str]:
     if asked.output is not None:
         arguments += ["--output", asked.output]
     return [*arguments, "--resume"]
+
+
+def _stop(meeting: Meeting) -> list[str]:
+    """A stop saves all state. It may come before there is anything to stop."""
+    pass_on = ' [ -z "$torchrun" ] || kill -TERM "$torchrun" 2>/dev/null;'
+    return [
+        "stopped= torchrun=",
+        f"stop() {{ stopped=1;{'' if meeting.told else pass_on} }}",
+        "trap stop TERM INT",
+    ]
 
 
 def _settings(asked: Asked) -> list[str]:
@@ -80,15 +99,14 @@ def _torchrun(asked: Asked, meeting: Meeting) -> list[str]:
         options.append(f'--local-addr "{meeting.address}"')
     options.append(shlex.join(rank_arguments(asked)))
     command = f"{shlex.quote(asked.python)} -m torch.distributed.run"
-    return [" \\\n  ".join([command, *options]) + " &", "torchrun=$!"]
+    start = " \\\n  ".join([command, *options])
+    return [f"{start} &", "torchrun=$!", '[ -z "$stopped" ] || stop']
 
 
 def _ending() -> list[str]:
-    """A stop saves all state; the exit code is the run's where rank 0 is, else torchrun's."""
+    """The exit code is the run's where rank 0 is, else torchrun's."""
     file = f'"${FOLDER_VARIABLE}/{EXIT_CODE_FILE}"'
     return [
-        "stopped=",
-        "trap 'stopped=1; kill -TERM \"$torchrun\" 2>/dev/null' TERM INT",
         'wait "$torchrun"; code=$?',
         'while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun"; code=$?; done',
         f'if [ -n "$stopped" ]; then code={STOPPED}; fi',

@@ -20,6 +20,7 @@ _MEETING = Meeting(
     first="$LORAFUSION_FIRST",
     is_first="$((SLURM_NODEID == 0))",
     run="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}",
+    told=True,  # Slurm sends a signal to every process
 )
 
 
@@ -98,7 +99,7 @@ export LORAFUSION_FIRST
 srun --kill-on-bad-exit=0 --cpu-bind=none bash -c "$one_node" &
 srun=$!
 
-# USR1: the time is over in {before} s. The ranks are told to stop, which saves all state, and the job
+# USR1: the time is over in {before} s. The ranks are told to stop, which saves all state; the job
 # goes on in a new start. TERM: scancel has told them already.
 again=
 trap 'again=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1

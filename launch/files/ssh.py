@@ -10,13 +10,22 @@ from lorafusion.launch.files.host import Meeting, host_script
 _MEETING = Meeting(first="$first", is_first="$is_first", run="$run", address="$address")
 
 
+_WATCH = """\
+exec 3<&0
+{ while read -r _; do :; done <&3; kill -TERM $$; } > /dev/null 2>&1 &
+watcher=$!
+exec 3<&-
+trap 'kill "$watcher" 2>/dev/null' EXIT
+"""
+
+
 def ssh_file(asked: Asked) -> str:
     """The text of it."""
     return _TEXT.format(
         file=shlex.quote(asked.file),
         hosts=" ".join(map(shlex.quote, asked.hosts)),
         nodes=asked.nodes,
-        host=host_script(asked, _MEETING),
+        host=host_script(asked, _MEETING, _WATCH),
     )
 
 
@@ -45,11 +54,6 @@ read -r -a ssh <<< "${{SSH_COMMAND:-ssh}}"
 
 # Each host stops when its standard input ends: on Ctrl-C here, and when the connection is lost.
 one_host=$(cat <<'ONE_HOST'
-exec 3<&0
-{{ while read -r _; do :; done <&3; kill -TERM $$; }} > /dev/null 2>&1 &
-watcher=$!
-exec 3<&-
-trap 'kill "$watcher" 2>/dev/null' EXIT
 {host}ONE_HOST
 )
 

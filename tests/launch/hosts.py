@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_INTERFACE = "wire"
+INTERFACE = "wire"
+_PREFIX = "lorafusion"
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Host:
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": str(ROOT),
-            "GLOO_SOCKET_IFNAME": _INTERFACE,
+            "GLOO_SOCKET_IFNAME": INTERFACE,
         }
         # A name of its own, as messages say on which host a rank is.
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
@@ -71,34 +73,32 @@ class Host:
 
     def link(self, state: str) -> None:
         """Set its end of the link ``up`` or ``down``; nothing passes while one end is down."""
-        _ip("-n", self.namespace, "link", "set", _INTERFACE, state)
+        _ip("-n", self.namespace, "link", "set", INTERFACE, state)
 
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Make them; at the end all that runs there is killed, and they are gone."""
     hosts = tuple(
-        Host(f"lorafusion-{os.getpid()}-{letter}", f"host-{letter}", f"10.77.0.{number}")
+        Host(f"{_PREFIX}-{os.getpid()}-{letter}", f"host-{letter}", f"10.77.0.{number}")
         for number, letter in enumerate("ab", 1)
     )
+    _sweep()
     try:
         for host in hosts:
             _ip("netns", "add", host.namespace)
             _ip("-n", host.namespace, "link", "set", "lo", "up")
         first, second = hosts
         # Made inside: it is never among the machine's own interfaces.
-        peer = ("peer", "name", _INTERFACE, "netns", second.namespace)
-        _ip("-n", first.namespace, "link", "add", _INTERFACE, "type", "veth", *peer)
+        peer = ("peer", "name", INTERFACE, "netns", second.namespace)
+        _ip("-n", first.namespace, "link", "add", INTERFACE, "type", "veth", *peer)
         for host in hosts:
-            _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", _INTERFACE)
+            _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", INTERFACE)
             host.link("up")
         yield first, second
     finally:
         for host in hosts:
-            with suppress(subprocess.CalledProcessError):
-                host.kill()
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", host.namespace)  # and with it its end of the link
+            _remove(host)
 
 
 @functools.cache
@@ -108,6 +108,7 @@ def why_not() -> str:
         return "network namespaces are Linux's"
     try:
         with two_hosts() as (host, _):
+            # As Host.start() does.
             named = ["ip", "netns", "exec", host.namespace, "unshare", "--uts", "hostname", "x"]
             subprocess.run(named, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
@@ -115,6 +116,20 @@ def why_not() -> str:
     except subprocess.CalledProcessError as error:
         return f"network namespaces are not allowed here: {error.stderr.strip()}"
     return ""
+
+
+def _remove(host: Host) -> None:
+    with suppress(subprocess.CalledProcessError):
+        host.kill()
+    with suppress(subprocess.CalledProcessError):
+        _ip("netns", "del", host.namespace)  # and with it its end of the link
+
+
+def _sweep() -> None:
+    """Remove those of tests that were killed."""
+    for name in re.findall(rf"^{_PREFIX}-\d+-[ab]", _ip("netns", "list"), re.MULTILINE):
+        if not Path("/proc", name.split("-")[1]).exists():
+            _remove(Host(name, "", ""))
 
 
 def _ip(*arguments: str) -> str:
