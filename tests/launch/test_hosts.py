@@ -16,9 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import PATIENCE_S, ROOT, wait_until, write_run
-from tests.launch.hosts import Host, two_hosts, why_not
+from tests.launch.hosts import RUN_S, Host, two_hosts, why_not
 
-pytestmark = [pytest.mark.multiproc, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = [
+    pytest.mark.multiproc,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+]
 
 STEPS = 40
 HANG_S = 5
@@ -36,7 +40,7 @@ class Agent:
     process: subprocess.Popen[str]
     out: Path
 
-    def end(self, timeout: float = 100.0) -> int:
+    def end(self, timeout: float = RUN_S) -> int:
         return self.process.wait(timeout)
 
     def said(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import PATIENCE_S, ROOT, wait_until, write_run
-from tests.launch.hosts import INTERFACE, Host, two_hosts, why_not
+from tests.launch.hosts import INTERFACE, RUN_S, Host, two_hosts, why_not
 
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
 WHY_NOT = why_not() or ("" if SSHD else "sshd is not installed (on Debian: openssh-server)")
@@ -107,7 +107,7 @@ def start_sshd(hosts: tuple[Host, Host], folder: Path) -> str:
 
 def test_two_hosts_train(site: Site) -> None:
     run = site.start(site.write(4))
-    assert run.wait(PATIENCE_S) == 0, site.out.read_text()
+    assert run.wait(RUN_S) == 0, site.out.read_text()
     assert site.result()["state"] == "succeeded"
     log = (site.folder / "runs" / "run" / "logs" / "rank-1.log").read_text()
     assert "rank 1 of 2 on host-b" in log
@@ -117,10 +117,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(site: Site) -> None:
     run = site.start(site.write(30))
     wait_until(lambda: site.steps() >= 3)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    assert run.wait(PATIENCE_S) == 143, site.out.read_text()
+    assert run.wait(RUN_S) == 143, site.out.read_text()
     assert site.result()["state"] == "paused"
     assert "exit code 143" in site.out.read_text()
-    assert site.start(site.folder / "run.ssh.sh").wait(PATIENCE_S) == 0, site.out.read_text()
+    assert site.start(site.folder / "run.ssh.sh").wait(RUN_S) == 0, site.out.read_text()
     assert site.result()["state"] == "succeeded"
     for host in site.hosts:
         assert all("lorafusion.launch" not in command(pid) for pid in host.processes())
@@ -130,7 +130,7 @@ def test_a_lost_host_stops_the_other(site: Site) -> None:
     run = site.start(site.write(100_000))
     wait_until(lambda: site.steps() >= 3)
     site.hosts[1].kill()
-    assert run.wait(PATIENCE_S) == 255, site.out.read_text()
+    assert run.wait(RUN_S) == 255, site.out.read_text()
     said = site.out.read_text()
     assert f"root@{site.hosts[1].address} cannot be reached by ssh any more" in said
     assert "rank 1 (stage 1) is gone" in said
@@ -139,7 +139,7 @@ def test_a_lost_host_stops_the_other(site: Site) -> None:
 def test_bad_input_is_told_once(site: Site) -> None:
     script = site.write(4)
     (site.folder / "run.yaml").write_text("jobs: []\n")
-    assert site.start(script).wait(PATIENCE_S) == 2, site.out.read_text()
+    assert site.start(script).wait(RUN_S) == 2, site.out.read_text()
     assert site.out.read_text().count("run.yaml: ") == 1
 
 
