@@ -71,8 +71,7 @@ class RankOptions:
 class _EarlySignals:
     """On rank 0 a signal ends what comes before and after the run itself.
 
-    Once it ends, none counts: torchrun sends SIGTERM to all ranks when it has lost
-    one.
+    Once it ends, none counts: torchrun sends SIGTERM to all ranks when it has lost one.
     """
 
     over = False
@@ -180,8 +179,8 @@ def _take_part(
 ) -> int:
     prepare_environment()
     # Importing torch takes seconds: not before the log is open.
+    from lorafusion.launch.agreement import agree
     from lorafusion.launch.startup import (
-        agree,
         check_stages,
         compare,
         gather_facts,

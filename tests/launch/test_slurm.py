@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import PATIENCE_S, ROOT, wait_until, write_run
-from tests.launch.hosts import INTERFACE, RUN_S, Host, two_hosts, why_not
+from tests.launch.hosts import INTERFACE, Host, two_hosts, why_not
 
 _PATH = f"{os.environ['PATH']}:/usr/sbin"
 _MISSING = [
