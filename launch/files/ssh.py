@@ -73,6 +73,7 @@ for host in "${{hosts[@]}}"; do
   script="$settings"$'\\n'"$one_host"
   command="bash -c '${{script//$quote/$quoted}}'"
   {{
+    trap '' INT  # it goes to ssh too, which would cut the connection
     "${{ssh[@]}}" -T -o BatchMode=yes -o ServerAliveInterval=15 "$host" "$command" < "$folder/open"
     code=$?
     if [ "$code" -eq 255 ]; then

@@ -51,7 +51,7 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=host-a NodeAddr={a} CPUs=1 RealMemory=1000 Gres=gpu:1
 NodeName=host-b NodeAddr={b} CPUs=1 RealMemory=1000 Gres=gpu:1
-PartitionName=all Nodes=host-[a-b] Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=host-a,host-b Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -70,12 +70,17 @@ class Cluster:
         settings = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _PATH}
         return host.start([*named, *command], out=out, **settings)
 
-    def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
+    def ask(self, *command: str, answered: bool = True) -> str:
+        """What one of Slurm's commands prints; fails if it fails, unless that is expected."""
         code = self.start(self.hosts[0], *command).wait(PATIENCE_S)
         said = (self.folder / f"{command[0]}-host-a.txt").read_text()
-        assert code == 0, said
+        assert code == 0 or not answered, said
         return said
+
+    def idle(self) -> bool:
+        """Whether both nodes are there, which they are not before all daemons are."""
+        nodes = self.ask("sinfo", "-h", "-N", "-o", "%t", answered=False)
+        return nodes.split() == ["idle", "idle"]
 
     def state(self) -> str:
         """Of the one job."""
@@ -86,19 +91,19 @@ class Cluster:
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """It, with its daemons."""
     folder = tmp_path / "slurm"
-    folder.mkdir()
+    (folder / "state").mkdir(parents=True)
     with two_hosts() as hosts:
         addresses = {host.name[-1]: host.address for host in hosts}
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, **addresses))
         # Slurm counts devices: any will do, as nothing here computes on one.
-        (folder / "gres.conf").write_text("NodeName=host-[a-b] Name=gpu File=/dev/null\n")
+        (folder / "gres.conf").write_text("NodeName=host-a,host-b Name=gpu File=/dev/null\n")
         names = [f"{host.address} {host.name}\n" for host in hosts]
         (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(names))
         found = Cluster(hosts, folder)
         found.start(hosts[0], "slurmctld", "-D", "-i")
         for host in hosts:
             found.start(host, "slurmd", "-D", "-N", host.name)
-        wait_until(lambda: found.ask("sinfo", "-h", "-N", "-o", "%t").split() == ["idle"] * 2)
+        wait_until(found.idle)
         yield found
 
 
