@@ -134,7 +134,7 @@ def test_two_hosts_train_what_one_process_does(run: Run, alone: bytes) -> None:
 
 def cut(run: Run, first: Agent) -> None:
     """Cut the link in the middle of the run, and wait until both ranks have seen it."""
-    wait_until(lambda: run.steps() >= 5)
+    wait_until(lambda: run.steps() >= 5, RUN_S)
     run.hosts[1].link("down")
     told = f"(stage 0) has not answered for {HANG_S} s"
     wait_until(lambda: f"error: rank 1 (stage 1) has not answered for {HANG_S} s" in first.said())
@@ -162,7 +162,7 @@ def test_a_link_that_comes_back(run: Run, alone: bytes) -> None:
 
 def test_a_host_that_dies_comes_back(run: Run, alone: bytes) -> None:
     first, second, port = run.start_both("--resume", restarts=1)
-    wait_until(lambda: run.steps() >= 5)
+    wait_until(lambda: run.steps() >= 5, RUN_S)
     run.hosts[1].kill()
     second.end()
     wait_until(lambda: "rank 1 (stage 1) is gone" in first.said())
@@ -175,7 +175,7 @@ def test_a_host_that_dies_comes_back(run: Run, alone: bytes) -> None:
 
 def test_the_host_of_rank_0_dies(run: Run, alone: bytes) -> None:
     first, second, _ = run.start_both()
-    wait_until(lambda: run.steps() >= 5)
+    wait_until(lambda: run.steps() >= 5, RUN_S)
     run.hosts[0].kill()
     first.end()
     assert second.end() == 1

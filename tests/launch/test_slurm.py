@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import PATIENCE_S, ROOT, wait_until, write_run
-from tests.launch.hosts import INTERFACE, Host, two_hosts, why_not
+from tests.launch.hosts import INTERFACE, RUN_S, Host, two_hosts, why_not
 
 _PATH = f"{os.environ['PATH']}:/usr/sbin"
 _MISSING = [
@@ -120,14 +120,14 @@ def test_the_time_is_over_and_the_job_goes_on(
     size = ["--nodes", "2", "--gpus", "1", "--interface", INTERFACE, "--run-output", "out"]
     lorafusion(folder, "launch", "run.yaml", "--for", "slurm", *size)
     cluster.ask("sbatch", f"--chdir={folder}", str(folder / "run.sbatch"))
-    wait_until(lambda: steps(folder / "out") >= 5)
+    wait_until(lambda: steps(folder / "out") >= 5, RUN_S)
     cluster.ask("scancel", "--signal=USR1", "--batch", "1")  # as Slurm does before the end
-    wait_until(lambda: "JobState=PENDING" in cluster.state())
+    wait_until(lambda: "JobState=PENDING" in cluster.state(), RUN_S)
     paused = json.loads((folder / "out" / "result.json").read_text())["jobs"][0]
     assert paused["state"] == "paused"
     time.sleep(3)  # Slurm takes the nodes back
     cluster.ask("scontrol", "update", "jobid=1", "starttime=now")
-    wait_until(lambda: "JobState=COMPLETED" in cluster.state())
+    wait_until(lambda: "JobState=COMPLETED" in cluster.state(), RUN_S)
     assert "Restarts=1" in cluster.state()
     lorafusion(folder, "train", "run.yaml", "--output", "alone")
     assert adapter(folder / "out") == adapter(folder / "alone")
@@ -141,7 +141,7 @@ def lorafusion(folder: Path, *arguments: str) -> None:
         env=settings,
         check=True,
         capture_output=True,
-        timeout=PATIENCE_S,
+        timeout=RUN_S,
     )
 
 

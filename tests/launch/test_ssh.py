@@ -115,7 +115,7 @@ def test_two_hosts_train(site: Site) -> None:
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(site: Site) -> None:
     run = site.start(site.write(30))
-    wait_until(lambda: site.steps() >= 3)
+    wait_until(lambda: site.steps() >= 3, RUN_S)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     assert run.wait(RUN_S) == 143, site.out.read_text()
     assert site.result()["state"] == "paused"
@@ -128,7 +128,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(site: Site) -> None:
 
 def test_a_lost_host_stops_the_other(site: Site) -> None:
     run = site.start(site.write(100_000))
-    wait_until(lambda: site.steps() >= 3)
+    wait_until(lambda: site.steps() >= 3, RUN_S)
     site.hosts[1].kill()
     assert run.wait(RUN_S) == 255, site.out.read_text()
     said = site.out.read_text()
