@@ -58,7 +58,7 @@ def _stop(meeting: Meeting) -> list[str]:
     """A stop saves all state. It may come before there is anything to stop."""
     pass_on = ' [ -z "$torchrun" ] || kill -TERM "$torchrun" 2>/dev/null;'
     return [
-        "stopped= torchrun=",
+        "stopped='' torchrun=''",
         f"stop() {{ stopped=1;{'' if meeting.told else pass_on} }}",
         "trap stop TERM INT",
     ]
