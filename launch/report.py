@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lorafusion.launch.codes import SIGNALLED
+
 FOLDER_VARIABLE = "LORAFUSION_LAUNCH_DIR"
-_EXIT_CODE = "exit-code"
+EXIT_CODE_FILE = "exit-code"
+HOSTS_VARIABLE = "GROUP_WORLD_SIZE"  # torchrun's: one agent a host
 
 
 def announce(rank: int) -> None:
@@ -24,14 +27,17 @@ def announce(rank: int) -> None:
 def conclude(rank: int, code: int) -> int:
     """The run has ended with ``code``, and is not to be started anew.
 
+    Over several hosts a signal is torchrun's, which may stop the ranks to start them again with a
+    host that has come back: that is no end of the run.
+
     Returns:
         What this process has to exit with.
     """
     folder = _folder()
-    if folder is None:
+    if folder is None or (code > SIGNALLED and int(os.environ.get(HOSTS_VARIABLE, "1")) > 1):
         return code
     if rank == 0:
-        _write(folder / _EXIT_CODE, code)
+        _write(folder / EXIT_CODE_FILE, code)
     return 0
 
 
@@ -49,7 +55,7 @@ def read_pids(folder: Path) -> dict[int, int]:
 
 def read_conclusion(folder: Path) -> int | None:
     """What the run ended with; None if it has not ended as it should."""
-    return _read(folder / _EXIT_CODE)
+    return _read(folder / EXIT_CODE_FILE)
 
 
 def _folder() -> Path | None:

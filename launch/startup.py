@@ -7,14 +7,11 @@ left.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,17 +19,12 @@ from pathlib import Path
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lorafusion.errors import LaunchError, LorafusionError
-from lorafusion.launch.codes import BAD_INPUT, EndedByRankZero
+from lorafusion.errors import LaunchError
 from lorafusion.launch.ranks import rank_name
-from lorafusion.launch.report import conclusion
 from lorafusion.launch.world import World
 
 PACKAGES = ("lorafusion", "torch", "transformers")
 JOB_FILE = "the job file's hash"
-# Ranks read the verdict a moment after rank 0 has written it.
-_LINGER_S = 10.0
-_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def meet_at_store(world: World, timeout_s: float) -> Store:
     try:
         return found.result(timeout_s + 1)
     except Exception as error:
-        raise LaunchError(_unreachable(world, timeout_s, str(error))) from error
+        raise LaunchError(unreachable(world, timeout_s, str(error))) from error
 
 
 def _connect(world: World, timeout_s: float) -> Store:
@@ -90,54 +82,7 @@ def _connect(world: World, timeout_s: float) -> Store:
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
     )
-    return PrefixStore(f"lorafusion/start-{world.restarts}", store)
-
-
-def agree(
-    store: Store,
-    world: World,
-    facts: Facts,
-    check: Callable[[Sequence[Facts]], None],
-    timeout_s: float,
-) -> None:
-    """Return on all ranks or on none.
-
-    Args:
-        store: Where they meet.
-        world: Which rank this is.
-        facts: What it knows of itself.
-        check: What rank 0 does with the facts of all, in their order; raises what the user is to
-            see.
-        timeout_s: Within which every rank must have come.
-
-    Raises:
-        LorafusionError: On rank 0: a rank did not come, or what ``check`` raises.
-        EndedByRankZero: On the others then.
-        LaunchError: Rank 0 did not answer.
-    """
-    timeout = timedelta(seconds=timeout_s)
-    try:
-        store.set(f"facts/{world.rank}", json.dumps(asdict(facts)))
-        if world.rank != 0:
-            _obey(store, world, timeout_s + _LINGER_S)
-            return
-    except LorafusionError:
-        raise
-    except RuntimeError as error:
-        raise LaunchError(_unreachable(world, timeout_s, str(error))) from error
-    verdict = ""
-    try:
-        check(_all_facts(store, world, timeout))
-    except LorafusionError as error:
-        verdict = str(error) or "error"
-        raise
-    except BaseException as error:
-        verdict = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        store.set("verdict", json.dumps(verdict))
-        if verdict:
-            _linger(store, world)
+    return PrefixStore("lorafusion", store)
 
 
 def compare(facts: Sequence[Facts]) -> None:
@@ -176,45 +121,8 @@ def check_stages(world: World, stages: int) -> None:
         )
 
 
-def _all_facts(store: Store, world: World, timeout: timedelta) -> list[Facts]:
-    keys = [f"facts/{rank}" for rank in range(world.ranks)]
-    try:
-        store.wait(keys, timeout)
-    except RuntimeError as error:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        names = ", ".join(rank_name(rank) for rank in missing)
-        raise LaunchError(
-            f"{names} did not come to {world.address} within {timeout.total_seconds():g} s. Start "
-            "all ranks at about the same time (torchrun does), see whether that address can be "
-            "reached from every machine, or give --start-timeout more seconds."
-        ) from error
-    return [Facts(**json.loads(store.get(key))) for key in keys]
-
-
-def _obey(store: Store, world: World, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not store.check(["verdict"]):
-        code = conclusion()
-        if code is not None:
-            raise EndedByRankZero("rank 0 left before the ranks had met", code)
-        if time.monotonic() > deadline:
-            raise RuntimeError("no answer")
-        time.sleep(_PAUSE_S)
-    verdict: str = json.loads(store.get("verdict"))
-    if verdict:
-        store.set(f"seen/{world.rank}", "")
-        raise EndedByRankZero(verdict, BAD_INPUT)
-
-
-def _linger(store: Store, world: World) -> None:
-    """Where rank 0 holds the store, it must not leave before the others have read the verdict."""
-    there = [rank for rank in range(1, world.ranks) if store.check([f"facts/{rank}"])]
-    # A rank that has left meanwhile will not read it.
-    with suppress(RuntimeError):
-        store.wait([f"seen/{rank}" for rank in there], timedelta(seconds=_LINGER_S))
-
-
-def _unreachable(world: World, timeout_s: float, why: str) -> str:
+def unreachable(world: World, timeout_s: float, why: str) -> str:
+    """What to say of it."""
     holds = (
         "cannot listen there: another program may use the port"
         if world.rank == 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
 
+# Slurm signals every process of a job, and torchrun passes on to its ranks what it gets.
+SAME_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 Existing = Literal["refuse", "resume", "overwrite"]
 """What to do with an earlier run's results in the output folder."""
@@ -45,7 +48,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(stop: StopRequest) -> Generator[None]:
-    """Turn SIGINT and SIGTERM into a request, the first of each, where this is the main thread."""
+    """Turn SIGINT and SIGTERM into a request, where this is the main thread.
+
+    A second one of the same kind does what it would without this, unless it comes at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets the main thread alone set handlers
         return
@@ -53,9 +59,15 @@ def stop_on_signals(stop: StopRequest) -> Generator[None]:
     # None: set by other code than Python's, so it could not be put back.
     previous = {number: handler for number, handler in handlers.items() if handler is not None}
 
+    asked: dict[int, float] = {}
+
     def request(number: int, _frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
+        now = time.monotonic()
+        if now < asked.setdefault(number, now) + SAME_S:
+            stop.signal = signal.Signals(number)
+            return
         signal.signal(number, previous[signal.Signals(number)])
+        signal.raise_signal(number)
 
     for number in previous:
         signal.signal(number, request)

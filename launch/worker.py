@@ -71,8 +71,7 @@ class RankOptions:
 class _EarlySignals:
     """On rank 0 a signal ends what comes before and after the run itself.
 
-    Once something else ends it, none counts: torchrun sends SIGTERM to all ranks when it has lost
-    one.
+    Once it ends, none counts: torchrun sends SIGTERM to all ranks when it has lost one.
     """
 
     over = False
@@ -80,6 +79,7 @@ class _EarlySignals:
     def take(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
         if not self.over:
+            self.over = True
             raise StoppedEarly(number)
 
 
@@ -179,8 +179,8 @@ def _take_part(
 ) -> int:
     prepare_environment()
     # Importing torch takes seconds: not before the log is open.
+    from lorafusion.launch.agreement import agree
     from lorafusion.launch.startup import (
-        agree,
         check_stages,
         compare,
         gather_facts,
@@ -199,7 +199,7 @@ def _take_part(
         compare(all_facts)
         _check_base(rank)
 
-    agree(store, world, facts, check, options.start_timeout_s)
+    store = agree(store, world, facts, check, options.start_timeout_s)
     team_options = TeamOptions(
         world,
         store=store,

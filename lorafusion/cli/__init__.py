@@ -23,6 +23,7 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "train": "Train all jobs of a job file at once over one frozen base.",
+    "launch": "Write the file that starts a run on a cluster: Slurm, SkyPilot, Kubeflow, ssh.",
     "serve": "Keep a base loaded, and train the jobs that are submitted for it.",
     "submit": "Put a file's jobs into the store; a server trains them.",
     "status": "Show how submitted jobs stand.",
