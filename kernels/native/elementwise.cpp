@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "functions.h"
 #include "vectors.h"
 
 namespace {
@@ -57,12 +58,6 @@ inline vec as_stored(vec x, const uint16_t*) {
   const words bits = rounded(x) << 16;
   std::memcpy(&x, &bits, sizeof x);
   return x;
-}
-
-inline float total(vec x) {
-  float sum = 0;
-  for (int i = 0; i < LANES; i++) sum += x[i];
-  return sum;
 }
 
 // f(column, elements there) over a row. The count is a constant but at its end, and f is inlined
@@ -212,22 +207,10 @@ struct Sigmoid {
 inline Sigmoid sigmoid(vec x) {
   vec y = -x;                               // exp(y) is finite and not 0 between these
   y = y > 88.0f ? splat(88.0f) : y;
-  y = y < -87.0f ? splat(-87.0f) : y;
-  const vec magic = splat(12582912.0f);     // 1.5 * 2^23: adding it rounds to a whole number
-  const vec whole = (y * 1.44269504f + magic) - magic;
-  const vec f = (y - whole * 0.693359375f) - whole * -2.12194440e-4f;
-  vec p = splat(1.9875691500e-4f);          // Cephes' expf
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.0f;
-  const ints exponent = (__builtin_convertvector(whole, ints) + 127) << 23;
-  vec power;
-  std::memcpy(&power, &exponent, sizeof power);
-  const vec low = 1.0f / (1.0f + p * power);
-  return {low, low * (p * power)};
+  y = y < -86.0f ? splat(-86.0f) : y;
+  const vec e = exponential(y);
+  const vec low = 1.0f / (1.0f + e);
+  return {low, low * e};
 }
 
 constexpr float SLOPE = 1.5957691216f, CUBIC = 0.044715f;

@@ -9,6 +9,8 @@ import importlib.machinery
 import os
 from pathlib import Path
 
+from lorafusion.errors import KernelError
+
 BUILDS = {4: "lora_v4", 3: "lora_v3", 0: "lora_generic"}
 """Level of x86-64 -> build. v4 has AVX-512, v3 AVX2; generic runs anywhere."""
 VARIABLE = "LORAFUSION_NATIVE"
@@ -21,7 +23,11 @@ FUNCTIONS = (
 
 
 def library() -> ctypes.CDLL | None:
-    """The loops, or None where they were not built or ``LORAFUSION_NATIVE=0`` turns them off."""
+    """The loops, or None where they were not built or ``LORAFUSION_NATIVE=0`` turns them off.
+
+    Raises:
+        KernelError: They were built from older code.
+    """
     return None if os.environ.get(VARIABLE) == "0" else _load()
 
 
@@ -35,7 +41,13 @@ def _load() -> ctypes.CDLL | None:
     path = _path(BUILDS[level]) or generic
     found = ctypes.CDLL(str(path))
     for name in FUNCTIONS:
-        getattr(found, f"lorafusion_{name}").restype = None
+        function = getattr(found, f"lorafusion_{name}", None)
+        if function is None:
+            raise KernelError(
+                f"{path.name} was built from older code: it has no {name}. Install lorafusion "
+                f"anew (`pip install -e .` in a checkout), or set {VARIABLE}=0 to run without it."
+            )
+        function.restype = None
     return found
 
 
