@@ -64,7 +64,7 @@ def test_results_that_differ_stop_it(wrong, monkeypatch, tmp_path):
         return out * 1.001 if wrong == "forward" else 2 * out - out.detach()
 
     monkeypatch.setattr(attention_ways, "packed_attention", spoilt)
-    with pytest.raises(WrongResultError, match="results of samples differ"):
+    with pytest.raises(WrongResultError, match="results of samples and lorafusion differ"):
         attention.run(OpRun("cpu", 1, tmp_path, quick=True))
     assert not (tmp_path / attention.RESULT_FILE).exists()
 

@@ -59,7 +59,7 @@ def test_results_that_differ_stop_it(monkeypatch, tmp_path):
         build_app(), ["bench", "kernels", "--cpu", "--quick", "--op", "shared", "-o", str(tmp_path)]
     )
     assert result.exit_code == 1
-    assert "results differ" in result.output
+    assert "results of together and one by one differ" in result.output
 
 
 @pytest.mark.parametrize("together", [True, False])

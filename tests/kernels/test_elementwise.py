@@ -23,8 +23,8 @@ from tests.kernels.elementwise_case import (
     norm_case,
     rotary_case,
 )
-from tests.kernels.test_native import BUILDS, build  # noqa: F401 - a fixture
 
+BUILDS = pytest.mark.parametrize("build", library.BUILDS.values(), indirect=True)
 needs_loops = pytest.mark.skipif(library.library() is None, reason="the loops are not built")
 CASES = cases(11, (3, 64, 101))
 EACH = pytest.mark.parametrize("name", CASES)
