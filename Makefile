@@ -10,8 +10,8 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-chaos test-exhaustive test-gpu \
-  lint format clean
+.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-chaos test-hosts \
+  test-exhaustive test-gpu lint format clean
 
 help:
 	@echo "make setup      .venv with the package and all it needs"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-slow  the tests that take minutes each"
 	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
 	@echo "make test-chaos servers killed at a hundred random instants (minutes)"
+	@echo "make test-hosts  two hosts in network namespaces, ssh, Slurm and other tools (minutes)"
 	@echo "make test-gpu   the kernels' numerics on the GPU that is here"
 	@echo "make lint       ruff and pyright;  make format  lets ruff mend what it can"
 	@echo "make clean      remove .venv, build folders and tool caches"
@@ -72,7 +73,7 @@ PARALLEL := -n auto --dist loadfile
 
 test: fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --durations=10 \
-	  -m "not slow and not gpu and not aot and not chaos and not exhaustive"
+	  -m "not slow and not gpu and not aot and not chaos and not hosts and not exhaustive"
 
 test-slow: fetch
 	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10
@@ -86,6 +87,10 @@ test-exhaustive: setup
 
 test-chaos: setup
 	$(BIN)/python -m pytest -m chaos --durations=10
+
+# Hosts need root; what a tool needs that is not installed is skipped, with the reason.
+test-hosts: setup
+	$(BIN)/python -m pytest -m hosts -rs --durations=10
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs

@@ -20,7 +20,7 @@ from tests.launch.hosts import RUN_S, Host, two_hosts, why_not
 
 pytestmark = [
     pytest.mark.multiproc,
-    pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 

@@ -21,7 +21,7 @@ from lorafusion.files import home
 from tests.launch.conftest import PATIENCE_S, ROOT, wait_until, write_run
 from tests.launch.hosts import RUN_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.multiproc]
+pytestmark = [pytest.mark.hosts, pytest.mark.multiproc]
 INSTALL_S = 900
 SKYPILOT = """
 import json, sys, sky

@@ -24,7 +24,7 @@ _MISSING = [
 WHY_NOT = why_not() or (f"Slurm is not installed: no {', '.join(_MISSING)}" if _MISSING else "")
 pytestmark = [
     pytest.mark.multiproc,
-    pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 STEPS = 30

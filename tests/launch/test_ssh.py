@@ -21,7 +21,7 @@ SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
 WHY_NOT = why_not() or ("" if SSHD else "sshd is not installed (on Debian: openssh-server)")
 pytestmark = [
     pytest.mark.multiproc,
-    pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 
