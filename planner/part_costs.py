@@ -18,14 +18,15 @@ of its bandwidth, plus a launch for each kernel. Per token and layer:
 - the head: 2hV operations per *labelled* row each way, and five passes over its
   logits, chunk by chunk.
 
-**Bytes** held from forward to backward, per token and layer; for Llama-3.1-8B at rank 16 193,096,
-as many as 96,548 elements, where LoRAFusion's profile has 106,676 (it keeps D(X) and its mask):
+**Bytes** held from forward to backward, per token and layer; for Llama-3.1-8B at rank 16 164,424,
+as many as 82,212 elements, where LoRAFusion's profile has 106,676 (it keeps D(X) and its mask):
 
 - 4 per normed column, and 8: the norms' input and two factors in float32;
 - 2eh + eq: X of q, k, v, X of gate and up, X of o; linears of one input share it;
 - e(q + 2k) + eq + 4 per head: q, k, v, the output and the softmax's sums that attention keeps; the
   CPU's own loops give their output to o, whose X is counted;
-- 4ei: gate, its activation, up, and their product, X of down. Where the MLP has two linears 2ei.
+- 3ei: gate, up, and their product, X of down; ei more for an activation that does not run in one
+  pass with the product. Where the MLP has two linears 2ei.
   3ei more for a GELU that transformers writes out in torch ops (GPT-2's), which keeps four tensors;
 - 4r per adapted linear: S in float32.
 
@@ -189,8 +190,8 @@ def _layer_bytes(shape: ModelShape, device: DeviceProfile, adapted: int) -> Line
     inputs = e * (2 * shape.hidden + shape.query)
     own_output = 0 if device.packed_attention else shape.query
     attention = e * (shape.query + own_output + 2 * shape.key) + wide * shape.heads
-    # The activation's, X of down, and where two halves are multiplied, both.
-    mlp = (shape.activation_kept + (3 if shape.gated else 1)) * e * shape.intermediate
+    # The activation's, X of down, and where two halves are multiplied, the other one.
+    mlp = (shape.activation_kept + (2 if shape.gated else 1)) * e * shape.intermediate
     return Linear(token=norms + inputs + attention + mlp, token_rank=wide * adapted)
 
 

@@ -37,6 +37,9 @@ _UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2")
 # Of their activations, those that transformers writes out in torch ops, which keep four tensors for
 # the backward where one op keeps its input: 0.5·x·(1 + tanh(c·(x + 0.044715·x³))).
 _WRITTEN_OUT = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu")
+# Of those that multiply two halves, the activations that run in one pass with the product, and keep
+# its two factors alone (lorafusion.kernels.gated_product).
+_FUSED = ("silu", "swish", "gelu_pytorch_tanh", None)
 _DEFAULT_ACTIVATION = {"gpt2": "gelu_new", "phi": "gelu_new"}
 # What a layer's norms run over: two of h columns each; Gemma's later ones have four, and some
 # families norm the queries and keys.
@@ -73,7 +76,8 @@ class ModelShape:
         norm_columns: Columns that the norms of a layer run over, all together.
         gated: Whether the MLP multiplies two halves, as SwiGLU does.
         activation_kept: Tensors of ``intermediate`` columns that the MLP's activation keeps for its
-            backward, its output not counted.
+            backward, and that the product with the other half keeps of it; neither that half nor
+            X of down is counted.
         positions: Rows of a table of learned positions, 0 without one.
     """
 
@@ -159,7 +163,9 @@ class ModelShape:
 def _activation_kept(config: Mapping[str, object], family: str) -> int:
     names = ("hidden_act", "activation_function", "hidden_activation")
     found = next((config[name] for name in names if config.get(name)), None)
-    return 4 if (found or _DEFAULT_ACTIVATION.get(family)) in _WRITTEN_OUT else 1
+    activation = found or _DEFAULT_ACTIVATION.get(family)
+    own = 4 if activation in _WRITTEN_OUT else 1
+    return own if family in _UNGATED or activation in _FUSED else own + 1
 
 
 def _sizes(config: Mapping[str, object]) -> dict[str, int]:

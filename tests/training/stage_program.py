@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from importlib import import_module
@@ -116,6 +117,8 @@ def stop_run_after(calls: int) -> None:
 
     def reason(_request: StopRequest) -> str | None:
         nonlocal left
+        if threading.current_thread() is not threading.main_thread():
+            return None  # the store's looks too, by the clock
         left -= 1
         return "the test" if left < 0 else None
 
@@ -128,7 +131,7 @@ def pause_after(steps: dict[str, int]) -> None:
     stop_class: Any = StopRequest
 
     def job_reason(_request: StopRequest, name: str) -> str | None:
-        if name not in left:
+        if name not in left or threading.current_thread() is not threading.main_thread():
             return None
         left[name] -= 1
         return "the test" if left[name] < 0 else None
