@@ -46,7 +46,7 @@ def test_two_rounds_are_done_whatever_the_budget(
 
 
 def test_the_largest_respects_memory(bench: Workbench) -> None:
-    """A token of the tiny base holds about 3 kB; of probes of other shapes a little more or less."""
+    """A token of the tiny base holds about 3 kB; of other shapes a little more or less."""
     ample = measure(bench, SCOPE, AMPLE)
     held = max((one.layer_bytes + one.head_bytes) / one.probe.counts.tokens for one in ample)
     tight = measure(bench, SCOPE, Budget(600, 2 * 150 * held))
