@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,23 @@ def long_base(deep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def run_program(base: Path, folder: Path, room: int) -> tuple[dict[str, Any], str]:
-    """The run's result, and its notes."""
+    """The run's result, and its notes.
+
+    Where not a byte is left, libraries written in Rust abort at once. That is not what is tested.
+    """
+    for _ in range(3):
+        done = _run_once(base, folder, room)
+        if done.returncode != -signal.SIGABRT or "memory allocation of" not in done.stderr:
+            break
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "out" / "result.json").read_text())
+    return {job["name"]: job for job in result["jobs"]}, done.stdout
+
+
+def _run_once(base: Path, folder: Path, room: int) -> subprocess.CompletedProcess[str]:
     folder.mkdir()
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(PROGRAM), str(base), str(folder), str(room)],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT), "LORAFUSION_HOME": str(folder / "home")},
@@ -44,9 +59,6 @@ def run_program(base: Path, folder: Path, room: int) -> tuple[dict[str, Any], st
         timeout=200,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "out" / "result.json").read_text())
-    return {job["name"]: job for job in result["jobs"]}, done.stdout
 
 
 @pytest.mark.multiproc
