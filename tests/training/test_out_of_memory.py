@@ -36,11 +36,12 @@ def long_base(deep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def run_program(base: Path, folder: Path, room: int) -> tuple[dict[str, Any], str]:
     """The run's result, and its notes.
 
-    Where not a byte is left, libraries written in Rust abort at once. That is not what is tested.
+    Where not a byte is left for something small, code in Rust and C++ aborts. That is not what is
+    tested here, and not mended yet.
     """
     for _ in range(3):
         done = _run_once(base, folder, room)
-        if done.returncode != -signal.SIGABRT or "memory allocation of" not in done.stderr:
+        if done.returncode != -signal.SIGABRT:
             break
         shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
