@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ class Products:
         self._gradient = self._logits.T @ self._weight
 
 
-class Loss:
+class Loss(ABC):
     """A way that ends in a scalar and autograd."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -130,9 +131,9 @@ class Loss:
         """To the hidden state."""
         self.total.backward()
 
+    @abstractmethod
     def loss(self, hidden: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """The scalar."""
-        raise NotImplementedError
 
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The scalar, and its gradient, of a turn."""
