@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 
 from lorafusion.kernels.native import elementwise
-from lorafusion.kernels.native.calls import DTYPES
-from lorafusion.kernels.native.library import library
+from lorafusion.kernels.native.elementwise import takes
+
+__all__ = ["gated_product", "gated_product_backward", "takes"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def takes(x: torch.Tensor) -> bool:
-    """Whether the loops are built, and know the dtype; else torch's operations run."""
-    return x.dtype in DTYPES and library() is not None
 
 
 def gated_product(gate_TF: torch.Tensor, up_TF: torch.Tensor, activation: str) -> torch.Tensor:

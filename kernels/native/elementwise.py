@@ -16,6 +16,11 @@ _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+def takes(x: torch.Tensor) -> bool:
+    """Whether the loops are built, and know the dtype; else torch's operations run."""
+    return x.dtype in DTYPES and library() is not None
+
+
 class _Norm(ctypes.Structure):
     """As ``Norm`` in elementwise.cpp."""
 

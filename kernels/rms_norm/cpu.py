@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 
 from lorafusion.kernels.native import elementwise
-from lorafusion.kernels.native.calls import DTYPES
-from lorafusion.kernels.native.library import library
+from lorafusion.kernels.native.elementwise import takes
 from lorafusion.kernels.rms_norm.form import NormForm
 
-
-def takes(x: torch.Tensor) -> bool:
-    """Whether the loops are built, and know the dtype; else torch's operations run."""
-    return x.dtype in DTYPES and library() is not None
+__all__ = ["rms_norm", "rms_norm_backward", "takes"]
 
 
 def rms_norm(

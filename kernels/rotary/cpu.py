@@ -7,13 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from lorafusion.kernels.native import elementwise
-from lorafusion.kernels.native.calls import DTYPES
-from lorafusion.kernels.native.library import library
+from lorafusion.kernels.native.elementwise import takes
 
-
-def takes(q: torch.Tensor) -> bool:
-    """Whether the loops are built, and know the dtype; else torch's operations run."""
-    return q.dtype in DTYPES and library() is not None
+__all__ = ["rotary", "takes"]
 
 
 def rotary(
