@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from lorafusion.launch.local import announced, pinned_threads
+from lorafusion.launch.local import announced, pinned_arithmetic
 from lorafusion.launch.stopping import stop_on_signals
 from lorafusion.launch.worker import Rank
 from lorafusion.training.arrivals import Arrivals
@@ -27,7 +27,10 @@ def lead_run(rank: Rank, team: Team, events: Events, arrivals: Arrivals | None =
     options = _run_options(rank, should_stop=stop, arrivals=arrivals)
     if rank.world.restarts:
         events.note(f"start {rank.world.restarts + 1}: going on from the newest checkpoints")
-    with pinned_threads(options.threads), stop_on_signals(rank.stop):
+    with (
+        pinned_arithmetic(options.threads, deterministic=rank.spec.deterministic),
+        stop_on_signals(rank.stop),
+    ):
         steps = train(rank.spec, options, events, team)
         while True:
             try:
@@ -41,7 +44,7 @@ def follow_run(rank: Rank, team: Team) -> None:
     from lorafusion.training.follow import follow
 
     options = _run_options(rank, should_stop=lambda: None)
-    with pinned_threads(options.threads):
+    with pinned_arithmetic(options.threads, deterministic=rank.spec.deterministic):
         follow(rank.spec, options, team)
 
 

@@ -89,7 +89,10 @@ def iterate_local(
         trace=options.trace,
         arrivals=options.arrivals,
     )
-    with pinned_threads(threads), stop_on_signals(options.stop):
+    with (
+        pinned_arithmetic(threads, deterministic=spec.deterministic),
+        stop_on_signals(options.stop),
+    ):
         return (yield from train(spec, run_options, events))
 
 
@@ -110,13 +113,27 @@ def announced(stop: StopRequest, events: Events) -> Callable[[], str | None]:
 
 
 @contextmanager
-def pinned_threads(threads: int) -> Generator[None]:
-    """Let torch use so many threads, and afterwards as many as before."""
-    import torch
+def pinned_arithmetic(threads: int, *, deterministic: bool = False) -> Generator[None]:
+    """Let torch use so many threads, and afterwards as many as before.
 
-    before = torch.get_num_threads()
+    ``deterministic``: on a GPU also let no op add in an order that changes from run to run; our
+    kernels and attention look at the same switch of torch. It raises where an op has no such form.
+    """
+    import torch
+    from torch.utils import deterministic as filling
+
+    if deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads_before = torch.get_num_threads()
+    before = torch.get_deterministic_debug_mode()
+    filled = filling.fill_uninitialized_memory
     torch.set_num_threads(threads)
+    if deterministic:
+        torch.use_deterministic_algorithms(True)
+        filling.fill_uninitialized_memory = False  # we read nothing that was not written
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
+        torch.set_deterministic_debug_mode(before)
+        filling.fill_uninitialized_memory = filled

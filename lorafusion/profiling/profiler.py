@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.launch.local import pinned_threads
+from lorafusion.launch.local import pinned_arithmetic
 from lorafusion.machine import describe_machine
 from lorafusion.models.load import Base
 from lorafusion.planner.cost import Linear
@@ -75,7 +75,7 @@ def make_profile(
     bench = Workbench(base, subject.adapter)
     passes: list[Pass] = []
     for threads in subject.threads:
-        with pinned_threads(threads):
+        with pinned_arithmetic(threads):
             what = f"microbatches, {threads} thread{'s' if threads > 1 else ''} a stage"
             budget = Budget(subject.seconds, device_memory(device, 1))
             measured = measure(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.launch.local import pinned_threads
+from lorafusion.launch.local import pinned_arithmetic
 from lorafusion.models.load import Base, load_base
 from lorafusion.profiling.workbench import Workbench
 
@@ -22,5 +22,5 @@ def base(tiny_base: Path) -> Base:
 @pytest.fixture
 def bench(base: Base) -> Iterator[Workbench]:
     """One thread, adapters on all linears."""
-    with pinned_threads(1):
+    with pinned_arithmetic(1):
         yield Workbench(base, LoraConfig(lora_dropout=0.1, target_modules="all-linear"))
