@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.stopping import Existing, StopRequest, stop_on_signals
@@ -120,12 +120,12 @@ def pinned_arithmetic(threads: int, *, deterministic: bool = False) -> Generator
     kernels and attention look at the same switch of torch. It raises where an op has no such form.
     """
     import torch
-    from torch.utils import deterministic as filling
 
     if deterministic:  # cuBLAS reads it when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads_before = torch.get_num_threads()
     before = torch.get_deterministic_debug_mode()
+    filling: Any = torch.utils.deterministic  # a property, which its class does not tell
     filled = filling.fill_uninitialized_memory
     torch.set_num_threads(threads)
     if deterministic:
