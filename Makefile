@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP_FILES := pyproject.toml setup.py constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 STAMP := .venv/.setup-$(shell cat $(SETUP_FILES) | cksum | tr ' ' '-')
 
-.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-chaos test-hosts \
+.PHONY: help setup fetch demo bench-quick test test-slow test-aot test-chaos test-hosts test-two-hosts \
   test-exhaustive test-gpu lint format clean
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test-aot   compile every kernel for every GPU it is meant for, without one (minutes)"
 	@echo "make test-chaos servers killed at a hundred random instants (minutes)"
 	@echo "make test-hosts  two hosts in network namespaces, ssh, Slurm and other tools (minutes)"
+	@echo "make test-two-hosts  of those the ones on two hosts: a cut link, a host that dies"
 	@echo "make test-gpu   the kernels' numerics on the GPU that is here"
 	@echo "make lint       ruff and pyright;  make format  lets ruff mend what it can"
 	@echo "make clean      remove .venv, build folders and tool caches"
@@ -91,6 +92,10 @@ test-chaos: setup
 # Hosts need root; what a tool needs that is not installed is skipped, with the reason.
 test-hosts: setup
 	$(BIN)/python -m pytest -m hosts -rs --durations=10
+
+# Of those the ones that need no tool but `ip`: a link that is cut, hosts that die.
+test-two-hosts: setup
+	$(BIN)/python -m pytest tests/launch/test_hosts.py -m hosts -rs --durations=10
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs
