@@ -25,9 +25,24 @@ from lorafusion.module_names import ModuleNames, module_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from lorafusion.models.sharded import ShardedWeights
+
 # At once: what is copied of a tensor that is on a GPU, or is not contiguous.
 _HASHED_BYTES = 2**24
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What a base has besides where its weights are cut over ranks.
+
+    Attributes:
+        weights: They.
+        hashes: Of each whole one, by name, as it was read.
+    """
+
+    weights: ShardedWeights
+    hashes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,15 +61,26 @@ class Base:
     """The layers that are here."""
     names: ModuleNames
     """The modules of the whole model, whatever part is here."""
+    sharded: Sharded | None = None
+    """Where its weights are cut over ranks; ``tensors`` then has what this rank keeps."""
 
     @property
     def dtype(self) -> torch.dtype:
         """What the base computes in."""
         return self.model.dtype
 
+    def open(self, name: str) -> None:
+        """Have the weights of the module with this full name whole; see :class:`ShardedWeights`."""
+        if self.sharded is not None:
+            self.sharded.weights.open(name)
+
     def tensor_hashes(self) -> dict[str, str]:
         """Name -> SHA-256 over the dtype, shape and bytes of each weight that is here."""
-        return {name: _tensor_hash(tensor) for name, tensor in self.tensors.items()}
+        return {name: tensor_hash(tensor) for name, tensor in self.tensors.items()}
+
+    def whole_hashes(self) -> dict[str, str]:
+        """The same of whole weights, where those that are here may be cut over ranks."""
+        return self.tensor_hashes() if self.sharded is None else dict(self.sharded.hashes)
 
     def fingerprint(self) -> str:
         """One hash over all weights that are here: it never changes in a run."""
@@ -67,7 +93,8 @@ def combined_hash(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _tensor_hash(tensor: torch.Tensor) -> str:
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256 over its dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     rows = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
     row_bytes = max(1, rows[:1].nbytes)
