@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
 from lorafusion.kernels.binding import bind_layout, bound_scratch
-from lorafusion.kernels.cross_entropy import cross_entropy
+from lorafusion.kernels.cross_entropy import Head, cross_entropy
 from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-3 for a frozen base: each rank keeps a part of every matrix, and gathers the rest.
+"""DeepSpeed's ZeRO-3 for a frozen base: each rank keeps a part of every matrix.
 
 DeepSpeed is imported here and nowhere earlier. It is made to compile nothing: its shared-memory
 transport for CPUs, which it builds with ninja when it is first used, is switched off.
