@@ -12,6 +12,8 @@ from lorafusion.doctor.finding import Finding
 from lorafusion.doctor.requirements import installed
 from lorafusion.doctor.surroundings import Surroundings
 
+# What lorafusion/models/zero.py knows how to keep from compiling; importing it takes torch.
+DEEPSPEED = "0.19"
 _COMPILERS = ("c++", "g++", "clang++")
 # By package manager: a C++ compiler, and the headers of the system's Python.
 _INSTALL = {
@@ -51,17 +53,17 @@ def compiler(around: Surroundings) -> Finding:
 
 
 def deepspeed(around: Surroundings) -> Finding:
-    """DeepSpeed, which builds its parts with ninja when they are first used."""
+    """DeepSpeed, which a job file may ask for, and whether its version is one that was tried."""
+    del around
     version = installed("deepspeed")
+    means = "`parallel: {zero: 3}` cuts a base over ranks with it, and compiles nothing"
     if version is None:
-        means = "not needed: only ZeRO would use it"
-        return Finding(
-            "missing", "deepspeed is not installed", means, "pip install deepspeed ninja"
-        )
-    if shutil.which("ninja", path=around.env.get("PATH", "")) is None:
-        means = "it compiles its parts when they are first used, and fails without ninja"
-        return Finding("warning", f"deepspeed {version}, no ninja", means, "pip install ninja")
-    return Finding("ok", f"deepspeed {version}, with ninja", "only ZeRO would use it")
+        fix = "pip install 'lorafusion[zero]'"
+        return Finding("missing", "deepspeed is not installed", f"not needed: {means}", fix)
+    if not version.startswith(f"{DEEPSPEED}."):
+        found = f"deepspeed {version}, which was not tried; {DEEPSPEED}.* were"
+        return Finding("warning", found, means, f"pip install 'deepspeed=={DEEPSPEED}.*'")
+    return Finding("ok", f"deepspeed {version}", means)
 
 
 def _install(path: str, which: int) -> str:
