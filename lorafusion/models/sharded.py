@@ -46,7 +46,7 @@ class _View(NamedTuple):
     dtype: torch.dtype
     shape: torch.Size
     strides: tuple[int, ...]
-    offset: int
+    offset: Any
 
 
 class ShardedWeights:

@@ -28,11 +28,11 @@ class Gathers(NamedTuple):
     """What DeepSpeed's comms logger has counted on this rank.
 
     Attributes:
-        count: Collectives.
+        number: Of collectives.
         nbytes: That they brought together, this rank's own part too.
     """
 
-    count: int
+    number: int
     nbytes: int
 
 
