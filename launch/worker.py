@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from lorafusion.launch.log import RankLog
 from lorafusion.launch.report import announce, conclude
 from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
 from lorafusion.launch.world import World
+from lorafusion.training.grid import Grid
 from lorafusion.training.options import TraceMode
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class RankOptions:
 
     Attributes:
         file: The job file.
-        stages: How many there are.
+        grid: Stages and replicas.
         output: Folder of the run; None: what the file says, else runs/FILE.
         existing: What to do with an earlier run's results in ``output``.
         hang_timeout_s: Without progress on any rank, until the run is ended.
@@ -59,7 +60,7 @@ class RankOptions:
     """
 
     file: Path
-    stages: int
+    grid: Grid
     output: Path | None = None
     existing: Existing = "refuse"
     hang_timeout_s: float = HANG_TIMEOUT_S
@@ -181,7 +182,7 @@ def _take_part(
     # Importing torch takes seconds: not before the log is open.
     from lorafusion.launch.agreement import agree
     from lorafusion.launch.startup import (
-        check_stages,
+        check_grid,
         compare,
         gather_facts,
         meet_at_store,
@@ -189,14 +190,15 @@ def _take_part(
     from lorafusion.launch.team import TeamOptions, join_team
 
     options, world = rank.options, rank.world
-    check_stages(world, options.stages)
+    check_grid(world, options.grid)
+    world = replace(world, replicas=options.grid.replicas)
     store = meet_at_store(world, options.start_timeout_s)
-    facts = gather_facts(world, options.file, stages=options.stages, error=rank.problem)
+    facts = gather_facts(world, options.file, grid=options.grid, error=rank.problem)
 
     def check(all_facts: Sequence[Facts]) -> None:
         if rank.problem is not None:
             raise rank.problem
-        compare(all_facts)
+        compare(world, all_facts)
         _check_base(rank)
 
     store = agree(store, world, facts, check, options.start_timeout_s)
@@ -231,7 +233,7 @@ def _check_base(rank: Rank) -> None:
     from lorafusion.planner.stages import cut_layers
 
     layers = check_base(rank.spec.base_model).get_text_config().num_hidden_layers
-    cut_layers([1.0] * layers, rank.options.stages)
+    cut_layers([1.0] * layers, rank.options.grid.stages)
 
 
 def _failed(rank: Rank, error: BaseException, show: Callable[[BaseException], None]) -> int:

@@ -13,7 +13,6 @@ from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import check_base, load_base
 from lorafusion.models.part import Part
-from lorafusion.planner.plan import Place
 from lorafusion.training.checkpoint import at_step
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
@@ -24,6 +23,7 @@ from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.site import Site
 from lorafusion.training.team import Message, Team
+from lorafusion.training.turn import Turn
 
 Enter = Callable[[list[dict[str, Any]]], None]
 
@@ -114,26 +114,26 @@ class _Follower:
         self._residents = residents
         self._team = team
         self._enter = enter
-        self._track = Track()
+        self._track = Track(team.replicas)
 
     def run(self) -> None:
         """Until a revision is the last."""
         executor = self._executor
-        while (place := self._next_place()) is not None:
-            executor.forward(place, self._upcoming)
+        while (turn := self._next_turn()) is not None:
+            executor.forward(turn, self._upcoming)
             if executor.full:
                 executor.backward()
         while not executor.empty:
             executor.backward()
         self._leave(self._track.leaves(executor.position))
 
-    def _next_place(self) -> Place | None:
+    def _next_turn(self) -> Turn | None:
         self._leave(self._track.leaves(self._executor.position))
-        place = self._track.take(self._executor.position, self._wait)
+        turn = self._track.take(self._executor.position, self._wait)
         self._leave(self._track.leaves(self._executor.position))
-        return place
+        return turn
 
-    def _upcoming(self) -> Place | None:
+    def _upcoming(self) -> Turn | None:
         for _, message in self._team.post.poll():
             revision = self._read(message)
             if revision is not None:
@@ -156,7 +156,11 @@ class _Follower:
             self._enter(message["jobs"])
             return None
         assert message["kind"] == "revision", f"rank 0 sent {message['kind']!r}"
-        return Revision.read(message)
+        revision = Revision.read(message)
+        for leave in revision.leaves:
+            # A first stage does a step as soon as rank 0, which does none of this job any more.
+            self._residents.stop_at(leave)
+        return revision
 
     def _leave(self, leaves: Iterable[Leave]) -> None:
         for leave in leaves:

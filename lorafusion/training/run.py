@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from lorafusion.adapters.initial import overwritten_by
 from lorafusion.data.tokenizer import load_tokenizer
-from lorafusion.errors import OutputError
+from lorafusion.errors import ModelError, OutputError
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
 from lorafusion.models.load import DTYPES, Base, check_base, combined_hash, load_base
@@ -144,9 +144,20 @@ class _Run:
             self._events.note(slow)
         self._hashes = self._base.tensor_hashes()
         hashes = dict(self._hashes)
-        for message in self._gather("base").values():
+        for rank, message in self._gather("base").items():
+            self._compare(rank, message["hashes"], hashes)
             hashes |= message["hashes"]
         self._hash = combined_hash(hashes)
+
+    def _compare(self, rank: int, hashes: Mapping[str, str], known: Mapping[str, str]) -> None:
+        """Tensors that several ranks hold are the same on all of them."""
+        other = next((name for name in hashes if known.get(name, hashes[name]) != hashes[name]), "")
+        if other:
+            raise ModelError(
+                f"{self._team.grid.name(rank)} has read another base than the ranks before it: "
+                f"{other} differs. Allowed: the same files of {self._spec.base_model} on all "
+                "machines. See whether one has an older copy."
+            )
 
     def prepare(self, writers: ThreadPoolExecutor) -> None:
         """Adapter and output of every job, on all stages; what cannot be prepared has failed."""
@@ -225,18 +236,18 @@ class _Run:
                 for job in [job for job in self._jobs if job.name == name]:
                     self._jobs.remove(job)
                     self._entry.withdraw(job)
-                    self._fail(job.spec, f"stage {rank}: {reason}")
+                    self._fail(job.spec, f"{self._team.grid.place(rank)}: {reason}")
 
     def _newcomers(self) -> Newcomers | None:
         arrivals = self._options.arrivals
         if arrivals is None:
             return None
-        return Newcomers(arrivals, self._entry, self._team.stages - 1)
+        return Newcomers(arrivals, self._entry, self._team.grid)
 
     def _gather(self, kind: str) -> dict[int, Message]:
         """One message of a kind from each of the other ranks."""
         found: dict[int, Message] = {}
-        while len(found) < self._team.stages - 1:
+        while len(found) < self._team.others:
             rank, message = self._team.post.wait()
             # Nothing else is said before the first place is run: none of it may get lost.
             assert message["kind"] == kind, f"rank {rank} sent {message['kind']!r}, not {kind!r}"
@@ -252,7 +263,8 @@ class _Run:
 
     def _workplace(self, newcomers: Newcomers | None) -> Workplace:
         site = self._site
-        limits = Limits(self._capacity, stages=self._team.stages)
+        grid = self._team.grid
+        limits = Limits(self._capacity, stages=grid.stages, replicas=grid.replicas)
         traces = self._options.traces
         places = None if traces is None else PlaceTrace(traces.folder, limits)
         return Workplace(
@@ -302,7 +314,7 @@ class _Run:
     def _choose_cut(self) -> Cut:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
-        memory = device_memory(device, stages)
+        memory = device_memory(device, self._team.grid.ranks)
         ground = Ground(profile, memory, stages, self._capacity)
         cut = choose_cut(
             self._spec, self._hall.config, [data for _, data in self._prepared], ground

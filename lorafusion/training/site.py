@@ -89,7 +89,13 @@ class Site:
             initial = adapter.initial_tensors()
             if initial is not None:
                 resident.load({name: initial[name] for name in resident.parameters()})
-            shard = JobShard(spec, data, resident, deterministic=self._deterministic)
+            shard = JobShard(
+                spec,
+                data,
+                resident,
+                deterministic=self._deterministic,
+                shared=self._team.replicas > 1,
+            )
             if checkpoint is not None:
                 updates = int(_state(checkpoint)["updates"])
                 tensors = checkpoint.tensors(shard.tensor_names(updates))
@@ -112,7 +118,7 @@ class Site:
         team, meter = self._team, self.meter(runtime)
         team.recorder.look_at(self.stage, meter)
         if traces is not None:
-            reports = OutOfMemory(traces.folder, team.stage, team.device, meter)
+            reports = OutOfMemory(traces.folder, team.rank, team.device, meter)
             self._compute.out_of_memory = reports
 
     @property
@@ -121,6 +127,8 @@ class Site:
         return self.residents.held_bytes
 
     def _save(self, shard: JobShard) -> None:
+        if self._team.replica:
+            return  # the first replica holds the same
         name, step = shard.name, shard.step
 
         def tell(written: Future[Shard]) -> None:

@@ -39,7 +39,7 @@ def found_out(alone: Answer, answer: Answer, course: Course) -> str | None:
     assert None not in answer.codes, f"it hangs: {answer.errors()}"
     if set(answer.codes) != {0}:
         return "raised"
-    return "\n".join(differences(course, alone.of(course), answer.of(course))) or None
+    return "\n".join(differences(course, alone.of(course), answer)) or None
 
 
 def begins_at_once(course: Course) -> bool:
