@@ -18,6 +18,7 @@ from lorafusion.launch.ending import end_all, listen_for_ends
 from lorafusion.launch.links import NeighbourLink, connect_neighbours
 from lorafusion.launch.peers import connect_peers
 from lorafusion.launch.post import StarPost
+from lorafusion.launch.ranks import FOREVER
 from lorafusion.launch.startup import meet_at_store
 from lorafusion.launch.watchdog import Watchdog, WatchedRecorder
 from lorafusion.launch.world import World
@@ -44,6 +45,7 @@ class TeamOptions:
         hang_timeout_s: Without progress on any rank, until the run is ended.
         on_problem: Told on some thread what ends the run early, before anyone raises it.
         on_hang: Called on some thread of every rank when the run hangs.
+        gathers: Whether the ranks share the weights of one base.
     """
 
     world: World
@@ -53,6 +55,7 @@ class TeamOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     on_problem: Callable[[LorafusionError], None] = lambda _: None
     on_hang: Callable[[], None] = lambda: None
+    gathers: bool = False
 
 
 def rank_device(world: World) -> torch.device:
@@ -90,6 +93,8 @@ def join_team(options: TeamOptions) -> Generator[Team]:
         grid, within = options.world.grid, timedelta(seconds=options.start_timeout_s)
         up, down = connect_neighbours(grid, device, within)
         peers = connect_peers(grid, device, within)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        gathering = dist.new_group(backend=backend, timeout=FOREVER) if options.gathers else None
     except LorafusionError:
         raise
     except (RuntimeError, ValueError) as error:
@@ -114,6 +119,7 @@ def join_team(options: TeamOptions) -> Generator[Team]:
             replica=grid.replica(options.world.rank),
             replicas=grid.replicas,
             peers=peers or NoPeers(),
+            gathering=gathering,
         )
         post.meet()
         dog = Watchdog(post, recorder, timeout_s=options.hang_timeout_s, on_hang=options.on_hang)

@@ -25,6 +25,7 @@ from lorafusion.launch.codes import (
 )
 from lorafusion.launch.environment import prepare_environment
 from lorafusion.launch.log import RankLog
+from lorafusion.launch.parallel import check_parallel
 from lorafusion.launch.report import announce, conclude
 from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
 from lorafusion.launch.world import World
@@ -162,7 +163,7 @@ def _prepare(world: World, options: RankOptions, signals: _EarlySignals) -> Rank
     run, problem = None, None
     try:
         run = options.read(options.file)
-        run.valid()
+        check_parallel(run.valid(), options.grid)
     except LorafusionError as error:
         problem = error
     output = output_folder(options.file, run and run.spec, options.output)
@@ -210,6 +211,7 @@ def _take_part(
         recorder=lambda offset_s: _trace(rank, offset_s),
         on_problem=lambda error: _end_soon(rank, error),
         on_hang=rank.log.stacks,
+        gathers=rank.spec.parallel.zero == 3,
     )
     with join_team(team_options) as team:
         rank.log.say(f"connected to all ranks, computing on {team.device}")

@@ -15,6 +15,7 @@ from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
+from lorafusion.launch.parallel import check_parallel
 from lorafusion.launch.worker import HANG_TIMEOUT_S, RankOptions, output_folder
 from lorafusion.training.grid import Grid
 from lorafusion.training.options import trace_mode
@@ -66,12 +67,13 @@ def command(  # noqa: PLR0913 - one argument an option
     run = read_run_file(file)
     spec = run.valid()
     grid = Grid(stages, replicas)
-    if grid.ranks > 1:
+    check_parallel(spec, grid)
+    if grid.ranks > 1 or spec.parallel.zero:
         if show_generation:
             raise typer.BadParameter(
-                "--show-generation needs a run in one process, which --stages and --replicas make "
-                "several of. Leave them or it out; `lorafusion generate` answers with the finished "
-                "adapters."
+                "--show-generation needs a run in one process, and --stages, --replicas and "
+                "`zero: 3` take others. Leave them or it out; `lorafusion generate` answers with "
+                "the finished adapters."
             )
         from lorafusion.launch.launcher import launch_here
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from lorafusion.doctor.finding import Finding
 from lorafusion.doctor.requirements import installed
 from lorafusion.doctor.surroundings import Surroundings
+from lorafusion.models.zero_package import KNOWN
 
-# What lorafusion/models/zero.py knows how to keep from compiling; importing it takes torch.
-DEEPSPEED = "0.19"
 _COMPILERS = ("c++", "g++", "clang++")
 # By package manager: a C++ compiler, and the headers of the system's Python.
 _INSTALL = {
@@ -60,9 +59,9 @@ def deepspeed(around: Surroundings) -> Finding:
     if version is None:
         fix = "pip install 'lorafusion[zero]'"
         return Finding("missing", "deepspeed is not installed", f"not needed: {means}", fix)
-    if not version.startswith(f"{DEEPSPEED}."):
-        found = f"deepspeed {version}, which was not tried; {DEEPSPEED}.* were"
-        return Finding("warning", found, means, f"pip install 'deepspeed=={DEEPSPEED}.*'")
+    if not version.startswith(f"{KNOWN}."):
+        found = f"deepspeed {version}, which was not tried; {KNOWN}.* were"
+        return Finding("warning", found, means, f"pip install 'deepspeed=={KNOWN}.*'")
     return Finding("ok", f"deepspeed {version}", means)
 
 

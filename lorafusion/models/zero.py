@@ -17,11 +17,9 @@ import torch
 from torch import nn
 
 from lorafusion.errors import LaunchError, LostRankError
+from lorafusion.models.zero_package import INSTALL, KNOWN, require_deepspeed
 
 SHARED_MEMORY = "deepspeed_shm_comm"
-KNOWN = "0.19"
-"""The versions that this was tested with begin so."""
-_INSTALL = "Install it, without compiling anything, with `pip install 'lorafusion[zero]'`"
 
 
 class Gathers(NamedTuple):
@@ -129,26 +127,9 @@ class Zero:
             weight.data = self._stand_ins[weight.dtype].expand(whole.ds_shape)
 
 
-def require() -> str:
-    """The version of DeepSpeed, which is not imported for that.
-
-    Raises:
-        LaunchError: It is not installed.
-    """
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("deepspeed")
-    except PackageNotFoundError as error:
-        raise LaunchError(
-            f"`parallel: {{zero: 3}}` needs DeepSpeed, which is not installed. {_INSTALL}, or "
-            "leave `zero` out: `--stages` cuts a base over ranks without it."
-        ) from error
-
-
 def _import(device: torch.device) -> Any:
     """DeepSpeed, with its collectives over torch's process groups."""
-    version = require()
+    version = require_deepspeed()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it looks nowhere else
     try:
@@ -159,7 +140,7 @@ def _import(device: torch.device) -> Any:
             import deepspeed.ops  # pyright: ignore
     except Exception as error:
         raise LaunchError(
-            f"DeepSpeed {version} cannot be imported ({type(error).__name__}: {error}). {_INSTALL}."
+            f"DeepSpeed {version} cannot be imported ({type(error).__name__}: {error}). {INSTALL}."
         ) from error
     # DeepSpeed calls torch by a name that torch would like to see gone.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)

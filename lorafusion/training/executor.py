@@ -116,6 +116,8 @@ class Executor:
         with self._backwards(entry):
             if entry.work is not None and entry.place.kind == "train":
                 passed = self._compute.backward(entry.work, gradient_TD)
+            with self._waiting("the passes of the other replicas"):
+                self._compute.passes.finish()
             brought = brought._replace(squares=self._complete(entry, brought.squares))
         if entry.work is not None:
             failed = torch.maximum(brought.failed, self._failed(entry.place))

@@ -11,8 +11,9 @@ from typing import Any
 from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import check_base, load_base
+from lorafusion.models.load import check_base
 from lorafusion.models.part import Part
+from lorafusion.training.base import load_own
 from lorafusion.training.checkpoint import at_step
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
@@ -39,9 +40,9 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
     part = Part(range(first, stop), start["layers"][-1][1])
     check_base(spec.base_model)  # imports what belongs to no base
     runtime = runtime_bytes(team.device)
-    base = load_base(spec.base_model, spec.dtype, part, team.device)
+    base = load_own(spec, part, team)
     hashes = base.tensor_hashes()
-    team.post.report({"kind": "base", "hashes": hashes})
+    team.post.report({"kind": "base", "hashes": base.whole_hashes()})
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
         site = Site(
             base,

@@ -14,13 +14,14 @@ from lorafusion.data.tokenizer import load_tokenizer
 from lorafusion.errors import ModelError, OutputError
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import DTYPES, Base, check_base, combined_hash, load_base
+from lorafusion.models.load import DTYPES, Base, check_base, combined_hash
 from lorafusion.models.part import Part
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.plan import Limits
 from lorafusion.training import folders
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.arrivals import Newcomers
+from lorafusion.training.base import load_own
 from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
 from lorafusion.training.emulated import note_on_dtype
@@ -136,14 +137,13 @@ class _Run:
         )
         self._events.status(f"loading {self._spec.base_model}")
         part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
-        spec = self._spec
         self._runtime = runtime_bytes(self._team.device)
-        self._base: Base = load_base(spec.base_model, spec.dtype, part, self._team.device)
+        self._base: Base = load_own(self._spec, part, self._team)
         slow = note_on_dtype(self._base.dtype, self._team.device)
         if slow is not None:
             self._events.note(slow)
         self._hashes = self._base.tensor_hashes()
-        hashes = dict(self._hashes)
+        hashes = self._base.whole_hashes()
         for rank, message in self._gather("base").items():
             self._compare(rank, message["hashes"], hashes)
             hashes |= message["hashes"]

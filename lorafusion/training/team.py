@@ -174,6 +174,8 @@ class Team:
         replica: The pipeline that this stage is in, from 0.
         replicas: How many there are.
         peers: The same stage of the other pipelines.
+        gathering: With one stage, a process group of torch over all replicas that gathers tensors
+            where they compute; None where nobody needs it.
     """
 
     stage: int
@@ -186,6 +188,7 @@ class Team:
     replica: int = 0
     replicas: int = 1
     peers: Peers = field(default_factory=NoPeers)
+    gathering: Any = None
 
     @property
     def grid(self) -> Grid:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lorafusion.doctor import tools
 from lorafusion.errors import LaunchError
-from lorafusion.models import zero
+from lorafusion.models import zero, zero_package
 
 ROOT = Path(__file__).parents[2]
 # One rank; the list of what DeepSpeed would compile is its own.
@@ -81,16 +80,12 @@ def test_another_shape_of_deepspeed_is_refused(ops: dict[str, Any]) -> None:
 
 def test_without_deepspeed_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    assert zero.require().startswith(f"{zero.KNOWN}.")
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert zero_package.require_deepspeed().startswith(f"{zero_package.KNOWN}.")
+    monkeypatch.setattr(zero_package, "version", missing)
     with pytest.raises(LaunchError, match=r"pip install 'lorafusion\[zero\]'"):
-        zero.require()
-
-
-def test_doctor_knows_the_same_version() -> None:
-    assert tools.DEEPSPEED == zero.KNOWN
+        zero_package.require_deepspeed()
 
 
 def test_a_run_that_does_not_ask_loads_none_of_it(tiny_base: Path, tmp_path: Path) -> None:

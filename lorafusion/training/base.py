@@ -1,0 +1,31 @@
+"""The base as a rank of a run holds it."""
+
+from __future__ import annotations
+
+from lorafusion.errors import LaunchError
+from lorafusion.jobs.schema import RunSpec
+from lorafusion.models.load import Base, load_base
+from lorafusion.models.part import Part
+from lorafusion.training.team import Team
+
+
+def load_own(spec: RunSpec, part: Part, team: Team) -> Base:
+    """Load this rank's part; with ``zero: 3`` its share of every matrix, together with the others.
+
+    Raises:
+        ModelError: The base cannot be used.
+        LaunchError: The ranks have nothing to gather weights with.
+    """
+    if not spec.parallel.zero:
+        return load_base(spec.base_model, spec.dtype, part, team.device)
+    if team.gathering is None:
+        raise LaunchError(
+            "`parallel: {zero: 3}` needs processes that it cuts the base over: start the run with "
+            "`lorafusion train FILE --replicas D`, or remove it."
+        )
+    from lorafusion.models.load_sharded import load_sharded
+    from lorafusion.models.zero import Zero
+
+    offload = spec.parallel.offload == "cpu"
+    zero = Zero(team.device, team.gathering, offload=offload)
+    return load_sharded(spec.base_model, spec.dtype, team.device, zero)
