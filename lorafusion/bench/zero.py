@@ -170,7 +170,8 @@ def _make_base(config: Mapping[str, int], folder: Path, given: Path) -> Path:
 
     torch.manual_seed(0)
     sizes: Any = {**config, "tie_word_embeddings": True}
-    LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    model.to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(given / name, folder / name)
     return folder

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # At once: what is copied of a tensor that is on a GPU, or is not contiguous.
 _HASHED_BYTES = 2**24
+# Of whatever torch allocates on a CPU; on a GPU it is more.
+_ALIGNMENT = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -131,7 +133,12 @@ def meta_model(base_model: str) -> nn.Module:
 
 
 def load_base(
-    base_model: str, dtype: str, part: Part | None = None, device: torch.device | None = None
+    base_model: str,
+    dtype: str,
+    part: Part | None = None,
+    device: torch.device | None = None,
+    *,
+    aligned: bool = False,
 ) -> Base:
     """Load, freeze, and put into eval mode (the base's own dropouts are off).
 
@@ -140,6 +147,8 @@ def load_base(
         dtype: A key of ``DTYPES``.
         part: The layers to load; no other tensor is read. None: all.
         device: Where they go; the CPU if None.
+        aligned: Copy weights that lie askew in a mapped file, so that no bit of a product depends
+            on where the file has them.
 
     Raises:
         ModelError: As :func:`check_base`, or weights are missing from the checkpoint.
@@ -158,10 +167,22 @@ def load_base(
     if device is not None:
         model.to(device)
     model.eval().requires_grad_(False)
+    if aligned:
+        for weight in model.parameters():
+            weight.data = _aligned(weight.data)
     model.config.use_cache = False
     attention: str = model.config._attn_implementation
     tensors = dict(model.named_parameters())
     return Base(base_model, model, tensors, attention, part, module_names(whole))
+
+
+def _aligned(weight: torch.Tensor) -> torch.Tensor:
+    """The weight where torch would put it.
+
+    A safetensors header's length is a multiple of 8. MKL's products of one row differed in their
+    last bits between weights at 8 and at 0 bytes beyond a multiple of 16.
+    """
+    return weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
 
 
 def load_as_stored(base_model: str) -> tuple[PreTrainedModel, list[str]]:

@@ -34,7 +34,7 @@ def load_sharded(base_model: str, dtype: str, device: torch.device, zero: Zero) 
     units = _units(model, device)
     filling = _Filling(model, zero)
     for part in _parts(model.config.get_text_config().num_hidden_layers):
-        piece = load_base(base_model, dtype, part, device)
+        piece = load_base(base_model, dtype, part, device, aligned=True)
         filling.take(piece.model)
         del piece
     left = [name for name, tensor in _tensors(model) if tensor.is_meta]

@@ -17,7 +17,8 @@ def load_own(spec: RunSpec, part: Part, team: Team) -> Base:
         LaunchError: The ranks have nothing to gather weights with.
     """
     if not spec.parallel.zero:
-        return load_base(spec.base_model, spec.dtype, part, team.device)
+        exact = spec.deterministic
+        return load_base(spec.base_model, spec.dtype, part, team.device, aligned=exact)
     if team.gathering is None:
         raise LaunchError(
             "`parallel: {zero: 3}` needs processes that it cuts the base over: start the run with "
