@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from lorafusion.models.sharded import ShardedWeights
+    from lorafusion.models.zero import Zero
 
 # At once: what is copied of a tensor that is on a GPU, or is not contiguous.
 _HASHED_BYTES = 2**24
@@ -41,10 +42,12 @@ class Sharded:
     Attributes:
         weights: They.
         hashes: Of each whole one, by name, as it was read.
+        zero: Gathers them.
     """
 
     weights: ShardedWeights
     hashes: Mapping[str, str]
+    zero: Zero
 
 
 @dataclass(frozen=True)

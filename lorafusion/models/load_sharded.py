@@ -45,7 +45,7 @@ def load_sharded(base_model: str, dtype: str, device: torch.device, zero: Zero) 
         name: zero.part(weight) if is_cut(weight) else weight.data
         for name, weight in model.named_parameters()
     }
-    sharded = Sharded(ShardedWeights(units(), zero.gathered), filling.hashes)
+    sharded = Sharded(ShardedWeights(units(), zero.gathered), filling.hashes, zero)
     attention: str = model.config._attn_implementation
     whole = Part.whole(model.config.get_text_config().num_hidden_layers)
     return Base(base_model, model, kept, attention, whole, names, sharded)

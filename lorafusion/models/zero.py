@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +24,17 @@ SHARED_MEMORY = "deepspeed_shm_comm"
 
 
 class Gathers(NamedTuple):
-    """What DeepSpeed's comms logger has counted on this rank.
+    """What this rank gathered, as DeepSpeed's comms logger counts it.
 
     Attributes:
         number: Of collectives.
         nbytes: That they brought together, this rank's own part too.
+        seconds: Spent in them, the wait for the other ranks too.
     """
 
     number: int
     nbytes: int
+    seconds: float
 
 
 class Zero:
@@ -54,6 +57,7 @@ class Zero:
         self._ranks = torch.distributed.get_world_size(group)
         self._offload = offload
         self._stand_ins: dict[torch.dtype, torch.Tensor] = {}
+        self._seconds = 0.0
 
     def cut(self, weights: Sequence[nn.Parameter]) -> None:
         """Keep this rank's part of each; what rank 0 of the group has counts.
@@ -81,9 +85,10 @@ class Zero:
             LostRankError: Another rank is gone.
             LaunchError: This rank has no memory for them; the others wait for it.
         """
-        block = self._deepspeed.zero.GatheredParameters(list(weights))
+        block, started = self._deepspeed.zero.GatheredParameters(list(weights)), perf_counter()
         with _lost_ranks("gather weights of the base"):
             block.__enter__()
+        self._seconds += perf_counter() - started
         try:
             yield
         finally:
@@ -96,9 +101,10 @@ class Zero:
         return kept.ds_tensor
 
     def log(self) -> None:
-        """Let DeepSpeed count its collectives from now on."""
+        """Let DeepSpeed count its collectives from now on; on a GPU it then waits for each."""
         self._deepspeed.comm.configure(enabled=True, prof_all=True, verbose=False, debug=False)
         self._deepspeed.comm.reset_log()
+        self._seconds = 0.0
 
     def gathers(self) -> Gathers:
         """What was gathered since :meth:`log`."""
@@ -110,7 +116,7 @@ class Zero:
             for size, entry in sizes.items()
         ]
         parts = sum(size * n for size, n in found)
-        return Gathers(sum(n for _, n in found), parts * self._ranks)
+        return Gathers(sum(n for _, n in found), parts * self._ranks, self._seconds)
 
     def _let_go(self, weights: Iterable[nn.Parameter]) -> None:
         """DeepSpeed leaves a tensor without elements; NaNs in the right shape take no memory.

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+
 from lorafusion.errors import LaunchError
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.models.load import Base, load_base
 from lorafusion.models.part import Part
 from lorafusion.training.team import Team
+
+if TYPE_CHECKING:
+    from lorafusion.models.zero import Zero
+
+
+def kept_share(spec: RunSpec, device: torch.device, replicas: int) -> float:
+    """How much of its part of the base a rank keeps where it computes."""
+    if not spec.parallel.zero:
+        return 1.0
+    return 0.0 if spec.parallel.offload == "cpu" and device.type != "cpu" else 1 / replicas
+
+
+def note_on_gathers(zero: Zero, training_s: float) -> str:
+    """What gathering weights took, to be shown."""
+    found = zero.gathers()
+    return (
+        f"ZeRO-3: rank 0 gathered {found.nbytes / 1e9:.2f} GB of weights in {found.number} "
+        f"collectives (DeepSpeed's comms logger), {found.seconds:.1f} s of {training_s:.1f} s"
+    )
 
 
 def load_own(spec: RunSpec, part: Part, team: Team) -> Base:

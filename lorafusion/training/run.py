@@ -21,7 +21,7 @@ from lorafusion.planner.plan import Limits
 from lorafusion.training import folders
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.arrivals import Newcomers
-from lorafusion.training.base import load_own
+from lorafusion.training.base import kept_share, load_own, note_on_gathers
 from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
 from lorafusion.training.emulated import note_on_dtype
@@ -194,11 +194,16 @@ class _Run:
         )
         loop.let_go(self._entry.leaves)
         self._write_facts()
+        sharded = self._base.sharded if self._options.trace == "profile" else None
+        if sharded is not None:
+            sharded.zero.log()
         try:
             yield from loop.run()
         finally:
             if newcomers is not None:
                 newcomers.close()
+        if sharded is not None:
+            self._events.note(note_on_gathers(sharded.zero, loop.clock.seconds))
         self._report_held(loop, [int(message["held_bytes"]) for message in loop.done.values()])
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
         results = {**self._failed, **self._entry.failed, **loop.results}
@@ -315,7 +320,8 @@ class _Run:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
         memory = device_memory(device, self._team.grid.ranks)
-        ground = Ground(profile, memory, stages, self._capacity)
+        share = kept_share(self._spec, device, self._team.replicas)
+        ground = Ground(profile, memory, stages, self._capacity, share)
         cut = choose_cut(
             self._spec, self._hall.config, [data for _, data in self._prepared], ground
         )

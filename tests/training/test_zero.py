@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,18 @@ def test_what_a_cut_base_began_one_process_ends(
     runs.run(tmp_path / "2", base, short, resume=True, **settings)
     for job in short:
         runs.assert_same_bytes(tmp_path / "2" / job["name"], tmp_path / "one" / job["name"])
+
+
+def test_gathers_are_counted_where_a_profile_is_asked_for(
+    jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
+    """Three layers of 7 matrices, the embedding and the tied head of each forward."""
+    short = [{**jobs[0], "max_steps": 2, "eval": {}}]
+    ended = train(stages, Case(tmp_path, 1, replicas=2, trace=True), short, deterministic=False)
+    found = re.search(r"gathered (\S+) GB of weights in (\d+)\s+collectives", ended.err)
+    assert found, ended.err
+    forward, backward = 3 * 7 + 2, 3 * 7
+    assert int(found[2]) % (forward + backward) == 0
 
 
 def test_a_killed_rank_ends_the_run(base: Path, jobs: Jobs, stages: Stages, tmp_path: Path) -> None:
