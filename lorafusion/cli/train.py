@@ -69,9 +69,9 @@ def command(  # noqa: PLR0913 - one argument an option
     if grid.ranks > 1:
         if show_generation:
             raise typer.BadParameter(
-                "--show-generation needs a run in one process, which --stages and --replicas make "
-                "several of. Leave them or it out; `lorafusion generate` answers with the finished "
-                "adapters."
+                "--show-generation needs the whole base in one process, and --stages and "
+                "--replicas start several. Leave them or it out; `lorafusion generate` answers "
+                "with the finished adapters."
             )
         from lorafusion.launch.launcher import launch_here
 
