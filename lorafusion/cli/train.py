@@ -71,9 +71,9 @@ def command(  # noqa: PLR0913 - one argument an option
     if grid.ranks > 1 or spec.parallel.zero:
         if show_generation:
             raise typer.BadParameter(
-                "--show-generation needs a run in one process, and --stages, --replicas and "
-                "`zero: 3` take others. Leave them or it out; `lorafusion generate` answers with "
-                "the finished adapters."
+                "--show-generation needs the whole base in one process, and --stages, --replicas "
+                "and `zero: 3` do not leave it in one. Leave them or it out; `lorafusion generate` "
+                "answers with the finished adapters."
             )
         from lorafusion.launch.launcher import launch_here
 
