@@ -28,16 +28,43 @@ def check_run(tree: Node, file: str) -> list[Problem]:
     top = tree.child("jobs")
     jobs = [job for job in top.items() if isinstance(job.value, dict)] if top else []
     checks = _Checks(file)
-    found = [*checks.names(jobs), *checks.folders(tree, jobs)]
+    found = [*checks.names(jobs), *checks.folders(tree, jobs), *checks.parallel(tree)]
     for job in jobs:
         found += [*checks.length(tree, job), *checks.warmup(job)]
         found += [*checks.evaluation(job), *checks.targets(job)]
     return found
 
 
+# What ZeRO-1 and 2 would cut, and save on each of two ranks a job, of what the base takes: rank 16
+# on all linears of Llama 3.1 8B in bfloat16 (docs/zero.md).
+ZERO_CUTS = {1: ("moments", "1.0%"), 2: ("moments and gradients", "1.6%")}
+
+
 class _Checks:
     def __init__(self, file: str) -> None:
         self._file = file
+
+    def parallel(self, tree: Node) -> Iterator[Problem]:
+        settings = tree.child("parallel")
+        zero = settings and settings.child("zero")
+        if zero and type(zero.value) is int and zero.value in ZERO_CUTS:
+            what, share = ZERO_CUTS[zero.value]
+            yield self._problem(
+                zero,
+                show(zero),
+                f"0, or 3, which cuts the base itself: {zero.value} would cut the {what} of the "
+                f"adapters alone, which on 2 ranks saves each {share} of what an 8B base takes for "
+                "a job of rank 16",
+                "Remove it, or give 3; docs/zero.md has the figures.",
+            )
+        offload = settings and settings.child("offload")
+        if offload and offload.value == "cpu" and not (zero and zero.value in (1, 2, 3)):
+            yield self._problem(
+                offload,
+                f"{show(offload)} without zero: 3",
+                "cpu with `zero: 3`, whose parts of the base it moves; none",
+                "Add `zero: 3`, or remove it.",
+            )
 
     def names(self, jobs: list[Node]) -> Iterator[Problem]:
         seen: dict[str, Node] = {}

@@ -58,6 +58,7 @@ def markdown() -> str:
     parts = [
         _INTRODUCTION,
         _section("Top of the file", fields, ()),
+        _section("`parallel`", fields, ("parallel",)),
         _section("A job, or `defaults`", fields, job),
         _section("`dataset`", fields, (*job, "dataset")),
         _section("`adapter`", fields, (*job, "adapter")),

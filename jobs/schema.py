@@ -240,6 +240,17 @@ class JobSpec(_Strict):
     """Which choice of a sweep this job is; a file lists fields and values here instead."""
 
 
+class ParallelConfig(_Strict):
+    """How replicas (``--replicas``) hold the base. docs/zero.md says when this beats stages."""
+
+    zero: Literal[0, 3] = 0
+    """3: each keeps a part of every matrix of the base, and gathers a layer at a time (DeepSpeed's
+    ZeRO-3). 0: each has all of it."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: with ``zero: 3``, the parts are in the hosts' memory, and the layer that runs alone on
+    the GPU."""
+
+
 class RunSpec(_Strict):
     """A run: the base, how it is run, and the jobs that share it."""
 
@@ -256,6 +267,8 @@ class RunSpec(_Strict):
     time. auto: where memory asks for it."""
     threads: Count | None = None
     """CPU threads. null: as many as there are cores."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How replicas (``--replicas``) hold the base."""
     output_dir: PathText | None = None
     """Folder of the run. A folder per job is made in it."""
     jobs: Annotated[tuple[JobSpec, ...], Field(min_length=1)]

@@ -14,7 +14,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lorafusion.errors import LaunchError, LorafusionError
 from lorafusion.launch.codes import BAD_INPUT, EndedByRankZero
-from lorafusion.launch.ranks import rank_name
 from lorafusion.launch.report import conclusion
 from lorafusion.launch.startup import Facts, unreachable
 from lorafusion.launch.world import World
@@ -90,7 +89,7 @@ def _all_facts(store: Store, world: World, timeout: timedelta) -> list[Facts]:
         store.wait(keys, timeout)
     except RuntimeError as error:
         missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        names = ", ".join(rank_name(rank) for rank in missing)
+        names = ", ".join(world.name(rank) for rank in missing)
         raise LaunchError(
             f"{names} did not come to {world.address} within {timeout.total_seconds():g} s. Start "
             "all ranks at about the same time (torchrun does), see whether that address can be "

@@ -6,7 +6,6 @@ from lorafusion.errors import LaunchError, LorafusionError, LostRankError
 from lorafusion.launch.channel import Envelope
 from lorafusion.launch.codes import EndedByRankZero, exit_code
 from lorafusion.launch.post import StarPost
-from lorafusion.launch.ranks import rank_name
 
 # A link often breaks a moment before it is known which rank was lost first.
 FIRST_CAUSE_S = 1.0
@@ -18,7 +17,7 @@ def listen_for_ends(post: StarPost) -> None:
     """What another rank says of its end becomes the post's problem here."""
 
     def failed(rank: int, envelope: Envelope) -> None:
-        post.fail(_told(rank, envelope))
+        post.fail(_told(rank, post.grid.name(rank), envelope))
 
     def ended(_rank: int, envelope: Envelope) -> None:
         post.fail(EndedByRankZero(envelope["text"], envelope["code"]))
@@ -51,13 +50,13 @@ def _tell_rank_zero(post: StarPost, error: BaseException) -> BaseException:
     return error
 
 
-def _told(rank: int, envelope: Envelope) -> LorafusionError:
+def _told(rank: int, name: str, envelope: Envelope) -> LorafusionError:
     text: str = envelope["text"]
     if envelope["what"] == "lost":  # the text names the rank
         return LostRankError(text)
     if envelope["what"] == "user":
-        return LaunchError(f"{rank_name(rank)}: {text}")
+        return LaunchError(f"{name}: {text}")
     return LostRankError(
-        f"{rank_name(rank)} has ended with {text}. The traceback is in its log, "
+        f"{name} has ended with {text}. The traceback is in its log, "
         f"logs/rank-{rank}.log in the run's folder."
     )

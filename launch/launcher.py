@@ -10,12 +10,13 @@ import tempfile
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from lorafusion.launch.codes import SIGNALLED
-from lorafusion.launch.ranks import rank_name
 from lorafusion.launch.report import FOLDER_VARIABLE, read_conclusion, read_pids
+from lorafusion.training.grid import Grid
 
 FAULT = 1
 # For ranks that have not ended although another has crashed: longer than they give themselves.
@@ -29,8 +30,8 @@ class _Stopped(Exception):
         self.number = number
 
 
-def launch_here(arguments: Sequence[str], *, stages: int, max_restarts: int) -> int:
-    """Run Python with these arguments, such as ``-m lorafusion.launch FILE``, on ``stages`` ranks.
+def launch_here(arguments: Sequence[str], *, grid: Grid, max_restarts: int) -> int:
+    """Run Python with these arguments, such as ``-m lorafusion.launch FILE``, on each rank.
 
     The first SIGINT or SIGTERM goes to rank 0, which stops the run with all state saved; a second
     one kills all ranks.
@@ -43,7 +44,7 @@ def launch_here(arguments: Sequence[str], *, stages: int, max_restarts: int) -> 
         os.environ[FOLDER_VARIABLE] = name
         try:
             with _signals_to_rank_zero(folder):
-                failed = _run_agent(arguments, stages, max_restarts)
+                failed = _run_agent(arguments, grid, max_restarts)
         except _Stopped as stopped:
             return SIGNALLED + stopped.number
         finally:
@@ -54,17 +55,17 @@ def launch_here(arguments: Sequence[str], *, stages: int, max_restarts: int) -> 
     return FAULT if failed else 0
 
 
-def _run_agent(arguments: Sequence[str], stages: int, max_restarts: int) -> bool:
+def _run_agent(arguments: Sequence[str], grid: Grid, max_restarts: int) -> bool:
     """Whether it has given up on a rank that crashed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _speak_plainly()
+    _speak_plainly(grid)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=stages,
+        nproc_per_node=grid.ranks,
         logs_specs=DefaultLogsSpecs(),
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
@@ -109,15 +110,16 @@ def _kill(folder: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _speak_plainly() -> None:
+def _speak_plainly(grid: Grid) -> None:
     """Of torchrun's own log, only which rank crashed, in our words."""
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_say_how_it_ended)
+    agent = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    agent.addFilter(partial(_say_how_it_ended, grid))
 
 
-def _say_how_it_ended(record: logging.LogRecord) -> bool:
+def _say_how_it_ended(grid: Grid, record: logging.LogRecord) -> bool:
     """Whether the record is still to be shown: not if it says which rank crashed."""
     arguments = record.args
     if not isinstance(arguments, tuple) or not str(record.msg).startswith("failed (exitcode"):
@@ -126,7 +128,7 @@ def _say_how_it_ended(record: logging.LogRecord) -> bool:
     if not isinstance(code, int) or not isinstance(rank, int):
         return True
     if code != FAULT:  # else it was told to end, or rank 0 has said what it met
-        sys.stderr.write(f"{rank_name(rank)} {how_it_ended(code)}\n")
+        sys.stderr.write(f"{grid.name(rank)} {how_it_ended(code)}\n")
     return False
 
 

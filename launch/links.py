@@ -17,13 +17,14 @@ import torch.distributed as dist
 from lorafusion.errors import LorafusionError
 from lorafusion.launch.ranks import FOREVER, lost_rank
 from lorafusion.launch.transfers import Arrival, Transfers
+from lorafusion.training.grid import Grid
 
 
 @dataclass(frozen=True)
 class Arriving:
     """A message that is on its way. See :class:`lorafusion.training.team.Receipt`."""
 
-    rank: int
+    sender: str
     buffer: torch.Tensor
     work: dist.Work | None
     arrival: Arrival | None
@@ -41,7 +42,7 @@ class Arriving:
             try:
                 self.work.wait()
             except RuntimeError as error:
-                raise lost_rank(self.rank, error) from error
+                raise lost_rank(self.sender, error) from error
         return self.buffer
 
 
@@ -51,18 +52,28 @@ class NeighbourLink:
     def __init__(
         self,
         rank: int,
+        name: str,
         device: torch.device,
         *,
         outgoing: dist.ProcessGroup,
         incoming: dist.ProcessGroup,
     ) -> None:
-        """``rank``: the neighbour's; each group holds it and this rank, for one direction."""
+        """Nothing is under way yet.
+
+        Args:
+            rank: The neighbour's.
+            name: As messages call it.
+            device: Where the messages are.
+            outgoing: Holds it and this rank; for what is sent.
+            incoming: The same, for what is received.
+        """
         self.rank = rank
+        self._name = name
         self._device = device
         self._outgoing = outgoing
         self._incoming = incoming
-        self._sends = Transfers(rank, device, f"sends to rank {rank}")
-        self._receives = Transfers(rank, device, f"receives from rank {rank}")
+        self._sends = Transfers(name, device, f"sends to rank {rank}")
+        self._receives = Transfers(name, device, f"receives from rank {rank}")
 
     def send(self, message: torch.Tensor) -> None:
         """Send uint8 [size] and return at once; it is kept alive until it has been sent.
@@ -90,7 +101,7 @@ class NeighbourLink:
         self._raise(self._receives)
         buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
         if not size:
-            return Arriving(self.rank, buffer, None, None)
+            return Arriving(self._name, buffer, None, None)
         try:
             with _unprofiled():
                 work = dist.irecv(buffer, self.rank, group=self._incoming)
@@ -98,8 +109,8 @@ class NeighbourLink:
             raise self._lost(self._receives, error) from error
         assert work is not None
         if self._device.type == "cuda":
-            return Arriving(self.rank, buffer, work, None)
-        return Arriving(self.rank, buffer, work, self._receives.add(work, buffer))
+            return Arriving(self._name, buffer, work, None)
+        return Arriving(self._name, buffer, work, self._receives.add(work, buffer))
 
     def greet(self, *, first: bool) -> None:
         """One byte each way, in turn; ``first`` begins.
@@ -144,7 +155,7 @@ class NeighbourLink:
             raise transfers.error
 
     def _lost(self, transfers: Transfers, error: RuntimeError) -> LorafusionError:
-        transfers.fail(lost_rank(self.rank, error))
+        transfers.fail(lost_rank(self._name, error))
         assert transfers.error is not None
         return transfers.error
 
@@ -165,25 +176,43 @@ def _unprofiled() -> Generator[None]:
         enable(True)
 
 
-def connect_neighbours(
-    device: torch.device, connect: timedelta
-) -> tuple[NeighbourLink | None, NeighbourLink | None]:
-    """Links to the stages before and after; every rank must call it, within ``connect``."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+def connect(
+    grid: Grid, pair: tuple[int, int], device: torch.device, within: timedelta
+) -> NeighbourLink | None:
+    """A link between two ranks; None on the others, which must all call it too.
+
+    Args:
+        grid: Of all ranks.
+        pair: The two.
+        device: Where the messages are; the same kind on both.
+        within: Time to connect.
+    """
     # gloo's timeout is for connecting; NCCL's is for transfers, and a receive may wait for days.
-    backend, timeout = ("nccl", FOREVER) if device.type == "cuda" else ("gloo", connect)
+    backend, timeout = ("nccl", FOREVER) if device.type == "cuda" else ("gloo", within)
+    forth = dist.new_group(list(pair), backend=backend, timeout=timeout)
+    back = dist.new_group(list(pair), backend=backend, timeout=timeout)
+    rank = dist.get_rank()
+    if rank not in pair:
+        return None
+    assert isinstance(forth, dist.ProcessGroup) and isinstance(back, dist.ProcessGroup)
+    first, second = pair
+    if rank == first:
+        link = NeighbourLink(second, grid.name(second), device, outgoing=forth, incoming=back)
+    else:
+        link = NeighbourLink(first, grid.name(first), device, outgoing=back, incoming=forth)
+    link.greet(first=rank == first)
+    return link
+
+
+def connect_neighbours(
+    grid: Grid, device: torch.device, within: timedelta
+) -> tuple[NeighbourLink | None, NeighbourLink | None]:
+    """Links to the stages before and after; every rank must call it, within that time."""
+    rank = dist.get_rank()
     up = down = None
-    for first in range(ranks - 1):  # every rank makes every group, in the same order
-        pair = [first, first + 1]
-        forth = dist.new_group(pair, backend=backend, timeout=timeout)
-        back = dist.new_group(pair, backend=backend, timeout=timeout)
-        if rank not in pair:
-            continue
-        assert isinstance(forth, dist.ProcessGroup) and isinstance(back, dist.ProcessGroup)
-        if rank == first:
-            down = NeighbourLink(first + 1, device, outgoing=forth, incoming=back)
-            down.greet(first=True)
-        else:
-            up = NeighbourLink(first, device, outgoing=back, incoming=forth)
-            up.greet(first=False)
+    for replica in range(grid.replicas):  # every rank makes every group, in the same order
+        for stage in range(grid.stages - 1):
+            first, second = (grid.rank(each, replica) for each in (stage, stage + 1))
+            link = connect(grid, (first, second), device, within)
+            up, down = (link if rank == second else up), (link if rank == first else down)
     return up, down

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from lorafusion.errors import LaunchError, LorafusionError
 from lorafusion.launch.channel import Channel, Envelope
-from lorafusion.launch.ranks import lost_rank, rank_name
+from lorafusion.launch.ranks import lost_rank
+from lorafusion.training.grid import Grid
 from lorafusion.training.team import Message
 
 Handler = Callable[[int, Envelope], None]
@@ -26,9 +27,10 @@ class StarPost:
     ``problem``: every call raises it from then on.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        """``group``: gloo, of all ranks, and used for nothing else."""
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+    def __init__(self, group: dist.ProcessGroup, grid: Grid) -> None:
+        """``group``: gloo, of all ranks, and used for nothing else; ``grid``: how they stand."""
+        self.rank, self.ranks = dist.get_rank(), grid.ranks
+        self.grid = grid
         self._changed = threading.Condition()
         self._inbox: deque[tuple[int, Message]] = deque()
         self._digest = ""
@@ -112,7 +114,7 @@ class StarPost:
             self._wait_for(lambda: len(self._digests) == len(self._channels))
             others = {rank for rank, digest in self._digests.items() if digest != self._digest}
         if others:
-            names = ", ".join(rank_name(rank) for rank in sorted(others))
+            names = ", ".join(self.grid.name(rank) for rank in sorted(others))
             raise LaunchError(
                 f"{names} received another plan than rank 0 sent: the hashes differ. The run "
                 "cannot go on; start it again with --resume, and see whether the network is sound."
@@ -193,7 +195,7 @@ class StarPost:
             handler(rank, envelope)
 
     def _broken(self, rank: int, why: str) -> None:
-        self.fail(lost_rank(rank, why))
+        self.fail(lost_rank(self.grid.name(rank), why))
 
     def _published(self, rank: int, envelope: Envelope) -> None:
         body: str = envelope["body"]

@@ -1,4 +1,4 @@
-"""What the ranks of a run are called, and how long they wait for one another."""
+"""How long the ranks of a run wait for one another, and what is said of one that is lost."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lorafusion.errors import LostRankError
 FOREVER = timedelta(days=10_000)
 
 
-def rank_name(rank: int) -> str:
-    """As messages call it. There is one rank a stage, with the same number."""
-    return f"rank {rank} (stage {rank})"
+def lost_rank(name: str, why: object) -> LostRankError:
+    """The error that says so.
 
-
-def lost_rank(rank: int, why: object) -> LostRankError:
-    """The error that says so; ``why`` is shown behind the name."""
-    return LostRankError(f"{rank_name(rank)} is gone: {_first_sentence(str(why))}")
+    Args:
+        name: Of the rank, see :meth:`lorafusion.training.grid.Grid.name`.
+        why: Shown behind it.
+    """
+    return LostRankError(f"{name} is gone: {_first_sentence(str(why))}")
 
 
 def _first_sentence(text: str) -> str:

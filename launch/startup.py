@@ -20,8 +20,8 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lorafusion.errors import LaunchError
-from lorafusion.launch.ranks import rank_name
 from lorafusion.launch.world import World
+from lorafusion.training.grid import Grid
 
 PACKAGES = ("lorafusion", "torch", "transformers")
 JOB_FILE = "the job file's hash"
@@ -42,11 +42,12 @@ class Facts:
     error: str | None = None
 
 
-def gather_facts(world: World, file: Path, *, stages: int, error: Exception | None) -> Facts:
+def gather_facts(world: World, file: Path, *, grid: Grid, error: Exception | None) -> Facts:
     """Those of this rank; ``error`` is what it has met so far."""
     same = {"Python": platform.python_version()}
     same |= {package: _version(package) for package in PACKAGES}
-    same |= {"--stages": str(stages), JOB_FILE: _digest(file)}
+    same |= {"--stages": str(grid.stages), "--replicas": str(grid.replicas)}
+    same |= {JOB_FILE: _digest(file)}
     return Facts(world.host, same, None if error is None else str(error))
 
 
@@ -85,40 +86,52 @@ def _connect(world: World, timeout_s: float) -> Store:
     return PrefixStore("lorafusion", store)
 
 
-def compare(facts: Sequence[Facts]) -> None:
+def compare(world: World, facts: Sequence[Facts]) -> None:
     """Raise unless all ranks, in order, can train together.
 
     Raises:
         LaunchError: What a rank cannot, or what differs, and on which ranks.
     """
-    lines = [f"{_named(rank, one)}: {one.error}" for rank, one in enumerate(facts) if one.error]
+    lines = [
+        f"{_named(world, rank, one)}: {one.error}" for rank, one in enumerate(facts) if one.error
+    ]
     if not lines:
         for name, here in facts[0].same.items():
             others = [
-                f"{_named(rank, one)} has {one.same.get(name)}"
+                f"{_named(world, rank, one)} has {one.same.get(name)}"
                 for rank, one in enumerate(facts)
                 if one.same.get(name) != here
             ]
             if others:
-                lines.append(f"{name}: {_named(0, facts[0])} has {here}, {', '.join(others)}")
+                lines.append(
+                    f"{name}: {_named(world, 0, facts[0])} has {here}, {', '.join(others)}"
+                )
         if lines:
             lines.insert(0, "The ranks are not alike; allowed: the same on all.")
     if lines:
         raise LaunchError("\n".join(lines))
 
 
-def check_stages(world: World, stages: int) -> None:
-    """There is one rank a stage.
+def check_grid(world: World, grid: Grid) -> None:
+    """There is one rank for each stage of each replica.
 
     Raises:
         LaunchError: There is not.
     """
-    if world.ranks != stages:
+    if world.ranks == grid.ranks:
+        return
+    if grid.replicas == 1:
         raise LaunchError(
-            f"--stages is {stages}, but there are {world.ranks} ranks (WORLD_SIZE); allowed: one "
-            f"rank a stage. Give --stages {world.ranks}, or start {stages} ranks: torchrun "
-            f"--nproc-per-node {stages} on one machine."
+            f"--stages is {grid.stages}, but there are {world.ranks} ranks (WORLD_SIZE); allowed: "
+            f"one rank a stage. Give --stages {world.ranks}, or start {grid.stages} ranks: "
+            f"torchrun --nproc-per-node {grid.stages} on one machine."
         )
+    raise LaunchError(
+        f"--stages is {grid.stages} and --replicas {grid.replicas}, but there are {world.ranks} "
+        "ranks (WORLD_SIZE); allowed: one rank for each stage of each replica. Give --stages and "
+        f"--replicas whose product is {world.ranks}, or start {grid.ranks} ranks: torchrun "
+        f"--nproc-per-node {grid.ranks} on one machine."
+    )
 
 
 def unreachable(world: World, timeout_s: float, why: str) -> str:
@@ -130,14 +143,14 @@ def unreachable(world: World, timeout_s: float, why: str) -> str:
     )
     reason = f" ({why.splitlines()[0]})" if why else ""
     return (
-        f"{rank_name(world.rank)} on {world.host}: rank 0, at {world.address}, {holds}"
+        f"{world.name()} on {world.host}: rank 0, at {world.address}, {holds}"
         f"{reason}. Let torchrun choose the port, or set MASTER_ADDR and "
         "MASTER_PORT to rank 0's machine and a free port on it, the same on all ranks."
     )
 
 
-def _named(rank: int, facts: Facts) -> str:
-    return f"{rank_name(rank)} on {facts.host}"
+def _named(world: World, rank: int, facts: Facts) -> str:
+    return f"{world.name(rank)} on {facts.host}"
 
 
 def _version(package: str) -> str:

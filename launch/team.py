@@ -16,11 +16,13 @@ from lorafusion.errors import LaunchError, LorafusionError
 from lorafusion.launch.clocks import clock_offset
 from lorafusion.launch.ending import end_all, listen_for_ends
 from lorafusion.launch.links import NeighbourLink, connect_neighbours
+from lorafusion.launch.peers import connect_peers
 from lorafusion.launch.post import StarPost
+from lorafusion.launch.ranks import FOREVER
 from lorafusion.launch.startup import meet_at_store
 from lorafusion.launch.watchdog import Watchdog, WatchedRecorder
 from lorafusion.launch.world import World
-from lorafusion.training.team import Recorder, Team
+from lorafusion.training.team import NoPeers, Recorder, Team
 from lorafusion.training.trace import Trace
 
 START_TIMEOUT_S = 120.0
@@ -43,6 +45,7 @@ class TeamOptions:
         hang_timeout_s: Without progress on any rank, until the run is ended.
         on_problem: Told on some thread what ends the run early, before anyone raises it.
         on_hang: Called on some thread of every rank when the run hangs.
+        gathers: Whether the ranks share the weights of one base.
     """
 
     world: World
@@ -52,6 +55,7 @@ class TeamOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     on_problem: Callable[[LorafusionError], None] = lambda _: None
     on_hang: Callable[[], None] = lambda: None
+    gathers: bool = False
 
 
 def rank_device(world: World) -> torch.device:
@@ -86,12 +90,17 @@ def join_team(options: TeamOptions) -> Generator[Team]:
     device = rank_device(options.world)
     try:
         post = _connect(options, device)
-        up, down = connect_neighbours(device, timedelta(seconds=options.start_timeout_s))
+        grid, within = options.world.grid, timedelta(seconds=options.start_timeout_s)
+        up, down = connect_neighbours(grid, device, within)
+        peers = connect_peers(grid, device, within)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        gathering = dist.new_group(backend=backend, timeout=FOREVER) if options.gathers else None
     except LorafusionError:
         raise
     except (RuntimeError, ValueError) as error:
         raise LaunchError(f"The ranks of the run cannot connect to one another: {error}") from error
     links = [link for link in (up, down) if link is not None]
+    links += [] if peers is None else peers.links
     for tell in (options.on_problem, *(link.fail for link in links)):
         post.on_problem(tell)
     dog, goodbye_s = None, ERROR_GOODBYE_S
@@ -100,13 +109,17 @@ def join_team(options: TeamOptions) -> Generator[Team]:
         inner = Trace.silent() if options.recorder is None else options.recorder(offset)
         recorder = WatchedRecorder(inner)
         team = Team(
-            stage=options.world.rank,
-            stages=options.world.ranks,
+            stage=grid.stage(options.world.rank),
+            stages=grid.stages,
             device=device,
             post=post,
             recorder=recorder,
             up=up,
             down=down,
+            replica=grid.replica(options.world.rank),
+            replicas=grid.replicas,
+            peers=peers or NoPeers(),
+            gathering=gathering,
         )
         post.meet()
         dog = Watchdog(post, recorder, timeout_s=options.hang_timeout_s, on_hang=options.on_hang)
@@ -140,7 +153,7 @@ def _connect(options: TeamOptions, device: torch.device) -> StarPost:
     )
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
-    post = StarPost(group)
+    post = StarPost(group, world.grid)
     listen_for_ends(post)
     return post
 

@@ -24,9 +24,9 @@ Arrival = Future[torch.Tensor]
 class Transfers:
     """Those of one direction to or from one rank, oldest first."""
 
-    def __init__(self, rank: int, device: torch.device, name: str) -> None:
-        """``rank``: the other end; ``name`` is the thread's."""
-        self._rank = rank
+    def __init__(self, other: str, device: torch.device, name: str) -> None:
+        """``other``: the other end's name; ``name`` is the thread's."""
+        self._other = other
         self._device = device
         self._changed = threading.Condition()
         self._running: deque[tuple[dist.Work, torch.Tensor, Arrival]] = deque()
@@ -87,7 +87,7 @@ class Transfers:
             try:
                 _finish(work, stream)
             except RuntimeError as error:
-                self.fail(lost_rank(self._rank, error))
+                self.fail(lost_rank(self._other, error))
             with self._changed:
                 self._running.popleft()
                 _end(arrival, self.error, buffer)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from lorafusion.errors import LostRankError
 from lorafusion.launch.channel import Envelope
 from lorafusion.launch.post import StarPost
-from lorafusion.launch.ranks import rank_name
 from lorafusion.training.stage_times import StageTimes
 from lorafusion.training.team import Recorder, SpanKind
 
@@ -169,17 +168,20 @@ class Watchdog:
         if not silent and not (still and self._post.rank == 0 and self._seen[0].doing):
             return None
         if silent:
-            names = ", ".join(rank_name(rank) for rank in sorted(silent))
+            names = ", ".join(self._post.grid.name(rank) for rank in sorted(silent))
             first = f"{names} has not answered for {limit:g} s (--hang-timeout)."
         else:
             first = f"No rank has done anything for {limit:g} s (--hang-timeout)."
         if self._post.rank != 0:
             return first
-        lines = [_line(rank, seen, now, rank in silent) for rank, seen in self._seen.items()]
+        lines = [
+            f"  {self._post.grid.name(rank)}: {_last_seen(seen, now, rank in silent)}"
+            for rank, seen in self._seen.items()
+        ]
         return "\n".join([first, *lines, "Stacks are in each rank's log, in logs/ of the run."])
 
 
-def _line(rank: int, seen: _Seen, now: float, silent: bool) -> str:
+def _last_seen(seen: _Seen, now: float, silent: bool) -> str:
     when = f"since {now - seen.moved:.0f} s" if seen.doing else ""
     doing = f"{seen.doing or 'in no place'} {when}".strip()
-    return f"  {rank_name(rank)}: {'does not answer; last ' if silent else ''}{doing}"
+    return f"{'does not answer; last ' if silent else ''}{doing}"

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,9 +25,11 @@ from lorafusion.launch.codes import (
 )
 from lorafusion.launch.environment import prepare_environment
 from lorafusion.launch.log import RankLog
+from lorafusion.launch.parallel import check_parallel
 from lorafusion.launch.report import announce, conclude
 from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
 from lorafusion.launch.world import World
+from lorafusion.training.grid import Grid
 from lorafusion.training.options import TraceMode
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class RankOptions:
 
     Attributes:
         file: The job file.
-        stages: How many there are.
+        grid: Stages and replicas.
         output: Folder of the run; None: what the file says, else runs/FILE.
         existing: What to do with an earlier run's results in ``output``.
         hang_timeout_s: Without progress on any rank, until the run is ended.
@@ -59,7 +61,7 @@ class RankOptions:
     """
 
     file: Path
-    stages: int
+    grid: Grid
     output: Path | None = None
     existing: Existing = "refuse"
     hang_timeout_s: float = HANG_TIMEOUT_S
@@ -161,7 +163,7 @@ def _prepare(world: World, options: RankOptions, signals: _EarlySignals) -> Rank
     run, problem = None, None
     try:
         run = options.read(options.file)
-        run.valid()
+        check_parallel(run.valid(), options.grid)
     except LorafusionError as error:
         problem = error
     output = output_folder(options.file, run and run.spec, options.output)
@@ -181,7 +183,7 @@ def _take_part(
     # Importing torch takes seconds: not before the log is open.
     from lorafusion.launch.agreement import agree
     from lorafusion.launch.startup import (
-        check_stages,
+        check_grid,
         compare,
         gather_facts,
         meet_at_store,
@@ -189,14 +191,15 @@ def _take_part(
     from lorafusion.launch.team import TeamOptions, join_team
 
     options, world = rank.options, rank.world
-    check_stages(world, options.stages)
+    check_grid(world, options.grid)
+    world = replace(world, replicas=options.grid.replicas)
     store = meet_at_store(world, options.start_timeout_s)
-    facts = gather_facts(world, options.file, stages=options.stages, error=rank.problem)
+    facts = gather_facts(world, options.file, grid=options.grid, error=rank.problem)
 
     def check(all_facts: Sequence[Facts]) -> None:
         if rank.problem is not None:
             raise rank.problem
-        compare(all_facts)
+        compare(world, all_facts)
         _check_base(rank)
 
     store = agree(store, world, facts, check, options.start_timeout_s)
@@ -208,6 +211,7 @@ def _take_part(
         recorder=lambda offset_s: _trace(rank, offset_s),
         on_problem=lambda error: _end_soon(rank, error),
         on_hang=rank.log.stacks,
+        gathers=rank.spec.parallel.zero == 3,
     )
     with join_team(team_options) as team:
         rank.log.say(f"connected to all ranks, computing on {team.device}")
@@ -231,7 +235,7 @@ def _check_base(rank: Rank) -> None:
     from lorafusion.planner.stages import cut_layers
 
     layers = check_base(rank.spec.base_model).get_text_config().num_hidden_layers
-    cut_layers([1.0] * layers, rank.options.stages)
+    cut_layers([1.0] * layers, rank.options.grid.stages)
 
 
 def _failed(rank: Rank, error: BaseException, show: Callable[[BaseException], None]) -> int:

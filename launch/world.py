@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorafusion.errors import LaunchError
+from lorafusion.training.grid import Grid
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -19,7 +20,7 @@ class World:
     """This process among the others.
 
     Attributes:
-        rank: From 0; also its stage.
+        rank: From 0.
         ranks: How many in all.
         local_rank: Its number on this machine.
         local_ranks: How many there are on this machine.
@@ -27,6 +28,7 @@ class World:
         host: This machine's name.
         restarts: How often torchrun has started all ranks anew.
         has_store: torchrun listens at ``address``; else rank 0 has to.
+        replicas: Pipelines that the ranks form.
     """
 
     rank: int
@@ -37,6 +39,16 @@ class World:
     host: str
     restarts: int = 0
     has_store: bool = False
+    replicas: int = 1
+
+    @property
+    def grid(self) -> Grid:
+        """Which stage of which replica each rank holds."""
+        return Grid(self.ranks // self.replicas, self.replicas)
+
+    def name(self, rank: int | None = None) -> str:
+        """As messages call a rank; None: this one."""
+        return self.grid.name(self.rank if rank is None else rank)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> World:

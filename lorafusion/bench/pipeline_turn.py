@@ -12,8 +12,9 @@ import torch
 from lorafusion.models.stage import Stage
 from lorafusion.planner.plan import Place, Plan
 from lorafusion.training.compute import Compute
-from lorafusion.training.executor import Executor, Report
+from lorafusion.training.executor import Executor
 from lorafusion.training.follow import follow_places
+from lorafusion.training.judge import Report
 from lorafusion.training.memory_kinds import MemoryKinds
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision, Track
@@ -139,27 +140,21 @@ def _lead(executor: Executor, team: Team, plan: Plan) -> list[Report]:
             revision = Revision(track.known, piece, last=not windows)
             team.post.publish(revision.message())
             track.add(revision)
-        place = track.take(executor.position, _never)
-        if place is None:
+        turn = track.take(executor.position, _never)
+        if turn is None:
             break
-        executor.forward(place, lambda: None)
+        executor.forward(turn, lambda: None)
         if executor.full:
-            _keep(reports, executor.backward())
+            reports += executor.backward()
     while not executor.empty:
-        _keep(reports, executor.backward())
-    return reports
-
-
-def _keep(reports: list[Report], report: Report | None) -> None:
-    assert report is not None
-    if report.place.segments:
-        reports.append(report)
+        reports += executor.backward()
+    return [report for report in reports if report.place.segments]
 
 
 def _gather(team: Team, kind: str) -> list[dict[str, Any]]:
     """One message of a kind from each of the other ranks, in their order."""
     found: dict[int, dict[str, Any]] = {}
-    while len(found) < team.stages - 1:
+    while len(found) < team.others:
         rank, message = team.post.wait()
         assert message["kind"] == kind, f"rank {rank} sent {message['kind']!r}, not {kind!r}"
         found[rank] = dict(message)

@@ -180,7 +180,7 @@ class JobsCase:
         }
         for turn in turns:
             for report in turn.reports:
-                losses = iter(report.losses.tolist())
+                losses = iter(report.losses)
                 for segment in report.place.segments:
                     total = sum(next(losses) for _ in segment.samples)
                     share = total / data[segment.job].trained_tokens(segment.step)

@@ -18,6 +18,7 @@ from lorafusion.errors import LorafusionError
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.launch.codes import SIGNALLED, StoppedEarly
 from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
+from lorafusion.training.grid import Grid
 from lorafusion.training.options import trace_mode
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def main() -> None:
 def command(  # noqa: PLR0913 - one argument an option
     file: File,
     stages: Annotated[int, typer.Option(min=1, help="Pipeline stages: one rank each.")],
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Pipelines side by side: so many ranks a stage.")
+    ] = 1,
     output: Output = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -62,7 +66,7 @@ def command(  # noqa: PLR0913 - one argument an option
         read, lead = read_run_file, partial(_lead_run, as_json=as_json)
     options = RankOptions(
         file,
-        stages,
+        Grid(stages, replicas),
         output,
         existing=existing_results(resume=resume, overwrite=overwrite),
         hang_timeout_s=hang_timeout,
@@ -82,7 +86,7 @@ def _lead_run(rank: Rank, team: Team, *, as_json: bool) -> int:
         lambda events: _lead(rank, team, events),
         rank.stop,
         as_json=as_json,
-        resume=resume_command(options.file, options.output, options.stages),
+        resume=resume_command(options.file, options.output, options.grid),
     )
 
 
@@ -118,7 +122,7 @@ def _lead(rank: Rank, team: Team, events: Events) -> RunResult:
         result = lead_run(rank, team, told)
     if rank.options.trace != "off":
         events.status("drawing the pipeline")
-        for note in write_pipeline_report(rank.output / FOLDER, team.stages):
+        for note in write_pipeline_report(rank.output / FOLDER, team.grid.ranks):
             events.note(note)
     write_end_report(rank.output, events)
     return result

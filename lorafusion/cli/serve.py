@@ -14,6 +14,7 @@ from lorafusion.cli.options import HangTimeout
 from lorafusion.cli.store_options import VARIABLE, Store, store_url
 from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
+from lorafusion.training.grid import Grid
 
 if TYPE_CHECKING:
     from lorafusion.jobs.schema import RunSpec
@@ -123,4 +124,4 @@ def _on_ranks(run: RunSpec, how: WorkerOptions, url: str, stages: _Stages) -> in
     os.environ[VARIABLE] = url
     arguments = ["-m", "lorafusion.launch", str(file), "--serve", "--output", str(folder)]
     arguments += ["--stages", str(stages.count), "--hang-timeout", str(stages.hang_timeout_s)]
-    return launch_here(arguments, stages=stages.count, max_restarts=stages.max_restarts)
+    return launch_here(arguments, grid=Grid(stages.count), max_restarts=stages.max_restarts)

@@ -15,7 +15,9 @@ from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.codes import SIGNALLED
 from lorafusion.launch.environment import prepare_environment
+from lorafusion.launch.parallel import check_parallel
 from lorafusion.launch.worker import HANG_TIMEOUT_S, RankOptions, output_folder
+from lorafusion.training.grid import Grid
 from lorafusion.training.options import trace_mode
 
 if TYPE_CHECKING:
@@ -41,10 +43,13 @@ def command(  # noqa: PLR0913 - one argument an option
             min=1, help="Cut the base into pipeline stages, a process of this machine each."
         ),
     ] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Pipelines side by side, each with all of the base.")
+    ] = 1,
     max_restarts: Annotated[
         int,
         typer.Option(
-            min=0, help="With stages: how often to go on when a process is lost or hangs."
+            min=0, help="With several processes: how often to go on when one is lost or hangs."
         ),
     ] = 0,
     trace: Trace = None,
@@ -61,19 +66,22 @@ def command(  # noqa: PLR0913 - one argument an option
     existing = existing_results(resume=resume, overwrite=overwrite)
     run = read_run_file(file)
     spec = run.valid()
-    if stages > 1:
+    grid = Grid(stages, replicas)
+    check_parallel(spec, grid)
+    if grid.ranks > 1 or spec.parallel.zero:
         if show_generation:
             raise typer.BadParameter(
-                "--show-generation needs the whole base in one process, which --stages cuts up. "
-                "Leave one of them out; `lorafusion generate` answers with the finished adapters."
+                "--show-generation needs the whole base in one process, and --stages, --replicas "
+                "and `zero: 3` do not leave it in one. Leave them or it out; `lorafusion generate` "
+                "answers with the finished adapters."
             )
         from lorafusion.launch.launcher import launch_here
 
         options = RankOptions(
-            file, stages, output, existing, hang_timeout_s=hang_timeout, trace=trace_mode(trace)
+            file, grid, output, existing, hang_timeout_s=hang_timeout, trace=trace_mode(trace)
         )
         arguments = _rank_arguments(options, as_json=as_json)
-        raise typer.Exit(launch_here(arguments, stages=stages, max_restarts=max_restarts))
+        raise typer.Exit(launch_here(arguments, grid=grid, max_restarts=max_restarts))
     for note in run.notes:
         typer.echo(f"note: {note}", err=as_json)
     prepare_environment()
@@ -156,16 +164,22 @@ def write_end_report(output: Path, events: Events) -> None:
         events.note(note)
 
 
-def resume_command(file: Path, output: Path | None, stages: int = 1) -> str:
+def resume_command(file: Path, output: Path | None, grid: Grid | None = None) -> str:
     """The command that goes on with a run."""
-    folder = "" if output is None else f" --output {output}"
-    cut = "" if stages == 1 else f" --stages {stages}"
-    return f"lorafusion train {file}{folder}{cut} --resume"
+    words = ["lorafusion", "train", str(file)]
+    words += [] if output is None else ["--output", str(output)]
+    if grid is not None and grid.stages > 1:
+        words += ["--stages", str(grid.stages)]
+    if grid is not None and grid.replicas > 1:
+        words += ["--replicas", str(grid.replicas)]
+    return " ".join([*words, "--resume"])
 
 
 def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
     """Of Python, for one rank: see :mod:`lorafusion.cli.rank`."""
-    arguments = ["-m", "lorafusion.launch", str(options.file), "--stages", str(options.stages)]
+    grid = options.grid
+    arguments = ["-m", "lorafusion.launch", str(options.file), "--stages", str(grid.stages)]
+    arguments += ["--replicas", str(grid.replicas)] if grid.replicas > 1 else []
     arguments += ["--hang-timeout", str(options.hang_timeout_s)]
     if options.output is not None:
         arguments += ["--output", str(options.output)]

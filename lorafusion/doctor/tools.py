@@ -11,6 +11,7 @@ from pathlib import Path
 from lorafusion.doctor.finding import Finding
 from lorafusion.doctor.requirements import installed
 from lorafusion.doctor.surroundings import Surroundings
+from lorafusion.models.zero_package import KNOWN
 
 _COMPILERS = ("c++", "g++", "clang++")
 # By package manager: a C++ compiler, and the headers of the system's Python.
@@ -51,17 +52,17 @@ def compiler(around: Surroundings) -> Finding:
 
 
 def deepspeed(around: Surroundings) -> Finding:
-    """DeepSpeed, which builds its parts with ninja when they are first used."""
+    """DeepSpeed, which a job file may ask for, and whether its version is one that was tried."""
+    del around
     version = installed("deepspeed")
+    means = "`parallel: {zero: 3}` cuts a base over ranks with it, and compiles nothing"
     if version is None:
-        means = "not needed: only ZeRO would use it"
-        return Finding(
-            "missing", "deepspeed is not installed", means, "pip install deepspeed ninja"
-        )
-    if shutil.which("ninja", path=around.env.get("PATH", "")) is None:
-        means = "it compiles its parts when they are first used, and fails without ninja"
-        return Finding("warning", f"deepspeed {version}, no ninja", means, "pip install ninja")
-    return Finding("ok", f"deepspeed {version}, with ninja", "only ZeRO would use it")
+        fix = "pip install 'lorafusion[zero]'"
+        return Finding("missing", "deepspeed is not installed", f"not needed: {means}", fix)
+    if not version.startswith(f"{KNOWN}."):
+        found = f"deepspeed {version}, which was not tried; {KNOWN}.* were"
+        return Finding("warning", found, means, f"pip install 'deepspeed=={KNOWN}.*'")
+    return Finding("ok", f"deepspeed {version}", means)
 
 
 def _install(path: str, which: int) -> str:

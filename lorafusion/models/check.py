@@ -33,7 +33,7 @@ Opened = Callable[[torch.Tensor], torch.Tensor]
 
 @torch.no_grad()
 def check_stage(
-    base: Base, packed: Packed, opened: Opened, head: Head | None, *, name: str
+    base: Base, packed: Packed, opened: Opened, open_head: Callable[[], Head | None], *, name: str
 ) -> None:
     """Packed samples must give the logits that the model's own forward gives each alone.
 
@@ -45,7 +45,7 @@ def check_stage(
         base: Its model's attention is put back to its own meanwhile.
         packed: Samples -> their final hidden states [T, D], one after the other.
         opened: A hidden state that is given to the model -> what its first layer gets of it.
-        head: From these to logits; None where it is not here.
+        open_head: Gives what makes logits of these; None where it is not here.
         name: Of the packed attention.
 
     Raises:
@@ -59,7 +59,7 @@ def check_stage(
         entering = samples if base.part.first else [opened(sample) for sample in samples]
         together = packed(entering)
         apart = torch.cat([packed([sample]) for sample in entering])
-    found = apart
+    found, head = apart, open_head()
     if head is not None and base.part.last:
         found = head.logits(apart)
         error = _error(head.logits(states), expected)

@@ -35,13 +35,20 @@ class Fused(NamedTuple):
     """Those whose rotary positions do."""
 
 
+def _are_there(_name: str) -> None:
+    """Of a base that is whole."""
+
+
 @torch.no_grad()
-def fuse_elementwise(model: nn.Module, linears: Iterable[str]) -> Fused:
+def fuse_elementwise(
+    model: nn.Module, linears: Iterable[str], open_weights: Callable[[str], None] = _are_there
+) -> Fused:
     """Replace the forwards of the modules that can be fused. Again does nothing more.
 
     Args:
         model: The base in eval mode, frozen.
         linears: Full names of its linears. Those that are not here are passed over.
+        open_weights: Called with a module's full name before its forward is tried.
     """
     wanted = set(linears)
     rotary_checks = RotaryChecks(model)
@@ -49,6 +56,7 @@ def fuse_elementwise(model: nn.Module, linears: Iterable[str]) -> Fused:
     for name, module in model.named_modules():
         if not _is_own(module):
             continue
+        open_weights(name)
         here = [child for child, _ in module.named_children() if f"{name}.{child}" in wanted]
         for kind, forward in (
             ("norms", find_norm(module)),

@@ -25,9 +25,29 @@ from lorafusion.module_names import ModuleNames, module_names
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from lorafusion.models.sharded import ShardedWeights
+    from lorafusion.models.zero import Zero
+
 # At once: what is copied of a tensor that is on a GPU, or is not contiguous.
 _HASHED_BYTES = 2**24
+# Of whatever torch allocates on a CPU; on a GPU it is more.
+_ALIGNMENT = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """What a base has besides where its weights are cut over ranks.
+
+    Attributes:
+        weights: They.
+        hashes: Of each whole one, by name, as it was read.
+        zero: Gathers them.
+    """
+
+    weights: ShardedWeights
+    hashes: Mapping[str, str]
+    zero: Zero
 
 
 @dataclass(frozen=True)
@@ -46,15 +66,26 @@ class Base:
     """The layers that are here."""
     names: ModuleNames
     """The modules of the whole model, whatever part is here."""
+    sharded: Sharded | None = None
+    """Where its weights are cut over ranks; ``tensors`` then has what this rank keeps."""
 
     @property
     def dtype(self) -> torch.dtype:
         """What the base computes in."""
         return self.model.dtype
 
+    def open(self, name: str) -> None:
+        """Have the weights of the module with this full name whole; see :class:`ShardedWeights`."""
+        if self.sharded is not None:
+            self.sharded.weights.open(name)
+
     def tensor_hashes(self) -> dict[str, str]:
         """Name -> SHA-256 over the dtype, shape and bytes of each weight that is here."""
-        return {name: _tensor_hash(tensor) for name, tensor in self.tensors.items()}
+        return {name: tensor_hash(tensor) for name, tensor in self.tensors.items()}
+
+    def whole_hashes(self) -> dict[str, str]:
+        """The same of whole weights, where those that are here may be cut over ranks."""
+        return self.tensor_hashes() if self.sharded is None else dict(self.sharded.hashes)
 
     def fingerprint(self) -> str:
         """One hash over all weights that are here: it never changes in a run."""
@@ -67,7 +98,8 @@ def combined_hash(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _tensor_hash(tensor: torch.Tensor) -> str:
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256 over its dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     rows = tensor.detach().reshape(1) if tensor.ndim == 0 else tensor.detach()
     row_bytes = max(1, rows[:1].nbytes)
@@ -104,7 +136,12 @@ def meta_model(base_model: str) -> nn.Module:
 
 
 def load_base(
-    base_model: str, dtype: str, part: Part | None = None, device: torch.device | None = None
+    base_model: str,
+    dtype: str,
+    part: Part | None = None,
+    device: torch.device | None = None,
+    *,
+    aligned: bool = False,
 ) -> Base:
     """Load, freeze, and put into eval mode (the base's own dropouts are off).
 
@@ -113,6 +150,8 @@ def load_base(
         dtype: A key of ``DTYPES``.
         part: The layers to load; no other tensor is read. None: all.
         device: Where they go; the CPU if None.
+        aligned: Copy weights that lie askew in a mapped file, so that no bit of a product depends
+            on where the file has them.
 
     Raises:
         ModelError: As :func:`check_base`, or weights are missing from the checkpoint.
@@ -131,10 +170,22 @@ def load_base(
     if device is not None:
         model.to(device)
     model.eval().requires_grad_(False)
+    if aligned:
+        for weight in model.parameters():
+            weight.data = _aligned(weight.data)
     model.config.use_cache = False
     attention: str = model.config._attn_implementation
     tensors = dict(model.named_parameters())
     return Base(base_model, model, tensors, attention, part, module_names(whole))
+
+
+def _aligned(weight: torch.Tensor) -> torch.Tensor:
+    """The weight where torch would put it.
+
+    A safetensors header's length is a multiple of 8. MKL's products of one row differed in their
+    last bits between weights at 8 and at 0 bytes beyond a multiple of 16.
+    """
+    return weight.clone() if weight.data_ptr() % _ALIGNMENT else weight
 
 
 def load_as_stored(base_model: str) -> tuple[PreTrainedModel, list[str]]:

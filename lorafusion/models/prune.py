@@ -60,7 +60,7 @@ def part_class(model_class: Any, part: Part) -> Any:
 def _prune(model: Any, part: Part) -> None:
     decoder = model.get_decoder()
     name = find_layers(decoder, part.total)
-    before, after = _sides(model, name)
+    before, after = sides(model, name)
     layers = getattr(decoder, name)
     for index, layer in enumerate(layers):
         if index not in part.layers:
@@ -79,7 +79,7 @@ def _prune(model: Any, part: Part) -> None:
         model.all_tied_weights_keys = {}  # the only tie is that of the head
 
 
-def _sides(model: Any, layers_name: str) -> tuple[list[str], list[str]]:
+def sides(model: Any, layers_name: str) -> tuple[list[str], list[str]]:
     """The decoder's modules that it calls before its layers, and those that it calls behind them.
 
     Found by a forward without numbers, on torch's meta device.

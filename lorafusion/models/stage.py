@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorafusion.errors import ModelError
 from lorafusion.kernels.binding import bind_layout, bound_scratch
-from lorafusion.kernels.cross_entropy import cross_entropy
+from lorafusion.kernels.cross_entropy import Head, cross_entropy
 from lorafusion.kernels.layout import AdapterLayout, Segment
 from lorafusion.models import attention
 from lorafusion.models.check import check_stage
@@ -54,15 +54,16 @@ class Stage(nn.Module):
         self.part = base.part
         self.dtype = base.dtype
         self.width: int = base.model.config.get_text_config().hidden_size
-        self.head = head
+        self._head = head
+        self._base = base
         self._recompute = recompute
         self._longest = longest_sample(base.model.config)
         self._decoder = Decoder(base.model.get_decoder(), base.part, self.width)
         self.layers: nn.ModuleList = self._decoder.layers
-        self.fused = fuse_elementwise(base.model, base.names.linears)
+        self.fused = fuse_elementwise(base.model, base.names.linears, base.open)
         """What runs as one pass where transformers takes several."""
         with watch_inputs(base.model, base.names.linears) as shared_inputs:
-            check_stage(base, self._packed, self._opened, head, name=attention.NAME)
+            check_stage(base, self._packed, self._opened, self._open_head, name=attention.NAME)
         self.shared_inputs = tuple(shared_inputs)
         """Full names of linears that are given the same tensor, for :class:`AdapterBank`."""
 
@@ -109,8 +110,14 @@ class Stage(nn.Module):
         Returns:
             The sum, differentiable in ``hidden_LD``, and the cross-entropy of each row [L].
         """
-        assert self.head is not None, "the last stage alone has a head"
-        return cross_entropy(hidden_LD, self.head, targets_L, weights_L)
+        head = self._open_head()
+        assert head is not None, "the last stage alone has a head"
+        return cross_entropy(hidden_LD, head, targets_L, weights_L)
+
+    def _open_head(self) -> Head | None:
+        """The head, its weights there until another unit's are asked for."""
+        self._base.open(self._base.names.head)
+        return self._head
 
     def _run_layer(
         self, layer: nn.Module, hidden: torch.Tensor, call: LayerCall, layout: AdapterLayout

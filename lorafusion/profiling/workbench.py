@@ -26,6 +26,7 @@ from lorafusion.training.compute import Compute
 from lorafusion.training.data import JobData
 from lorafusion.training.optimizer import judge
 from lorafusion.training.shard import JobShard
+from lorafusion.training.team import NoPeers
 
 __all__ = ["Timing", "Workbench"]
 
@@ -154,6 +155,7 @@ class Workbench:
         return shard
 
     def _step(self, shard: JobShard) -> None:
+        shard.add_up(NoPeers())
         squares = shard.complete(torch.zeros((), dtype=torch.float64, device=self._stage.device))
         shard.apply(judge(squares, torch.zeros_like(squares), shard.spec.max_grad_norm))
 

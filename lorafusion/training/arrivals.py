@@ -15,6 +15,7 @@ from typing import Protocol
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.data import JobData
+from lorafusion.training.grid import Grid
 from lorafusion.training.job import TrainingJob
 from lorafusion.training.team import Message
 
@@ -76,11 +77,11 @@ class Welcome(Protocol):
 class Newcomers:
     """Arrivals on their way into the plan."""
 
-    def __init__(self, arrivals: Arrivals, welcome: Welcome, others: int) -> None:
-        """``others``: ranks beside this one."""
+    def __init__(self, arrivals: Arrivals, welcome: Welcome, grid: Grid) -> None:
+        """``grid``: of all ranks."""
         self._arrivals = arrivals
         self._welcome = welcome
-        self._others = others
+        self._grid = grid
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrivals")
         self._loading: list[tuple[Arrival, Future[tuple[JobSpec, JobData]]]] = []
         self._entered: dict[str, TrainingJob] = {}
@@ -112,7 +113,7 @@ class Newcomers:
             reason = message["failed"].get(name)
             job = self._entered.pop(name, None) if reason is not None else None
             if job is not None:
-                self._welcome.give_up(job, f"stage {rank}: {reason}")
+                self._welcome.give_up(job, f"{self._grid.place(rank)}: {reason}")
             if not self._silent[name]:
                 del self._silent[name]
 
@@ -128,5 +129,5 @@ class Newcomers:
             self._welcome.turn_away(arrival, error)
             return
         self._entered[job.name] = job
-        if self._others:
-            self._silent[job.name] = self._others
+        if self._grid.ranks > 1:
+            self._silent[job.name] = self._grid.ranks - 1

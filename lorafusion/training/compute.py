@@ -19,6 +19,7 @@ from weakref import WeakSet
 import torch
 
 from lorafusion.adapters.bank import AdapterBank
+from lorafusion.errors import LaunchError
 from lorafusion.models.stage import Stage
 from lorafusion.planner.plan import Place
 from lorafusion.training.microbatch import (
@@ -32,6 +33,7 @@ from lorafusion.training.microbatch import (
     single_segments,
 )
 from lorafusion.training.out_of_memory import OutOfMemory, is_out_of_memory
+from lorafusion.training.passes import OwnPasses, Passes
 from lorafusion.training.piece import Piece, Work, rows_of
 from lorafusion.training.room import Room
 from lorafusion.training.shard import JobShard
@@ -82,6 +84,8 @@ class Compute:
         """Says what filled the memory, where it runs out."""
         self.on_limit: Callable[[int], None] = lambda _: None
         """Told how many tokens a place may have, where it was learned or is less than before."""
+        self.passes: Passes = OwnPasses()
+        """How this rank goes over the base."""
 
     def forward(self, place: Place, hidden_TD: torch.Tensor | None) -> tuple[Work, torch.Tensor]:
         """Run a place; returns also what goes to the next stage, [T, D]."""
@@ -211,6 +215,8 @@ class Compute:
         self, phase: str, part: Place, error: Exception, *, alone: bool
     ) -> Sequence[Place]:
         """What to run instead of a part that raised; nothing: its job was given up."""
+        if isinstance(error, LaunchError):
+            raise error  # no rank can go on, and no job is to blame
         samples = sum(len(segment.samples) for segment in part.segments)
         what = _doing(phase, part)
         if is_out_of_memory(error) and (samples > 1 or not alone):
@@ -244,7 +250,7 @@ class Compute:
         inputs = None
         if hidden_TD is not None:
             inputs = hidden_TD[rows].detach().requires_grad_(trains)
-        with torch.set_grad_enabled(trains):
+        with self.passes.forward(), torch.set_grad_enabled(trains):
             entering = self._tokens(part, named) if inputs is None else inputs
             output = self._stage(entering, layout)
             if not self._stage.part.last:
@@ -275,7 +281,7 @@ class Compute:
         self, part: Place, rows: slice, hidden_TD: torch.Tensor | None
     ) -> torch.Tensor:
         layout = build_layout(part, {}, self._bank)
-        with torch.no_grad():
+        with self.passes.forward(), torch.no_grad():
             entering = self._tokens(part, {}) if hidden_TD is None else hidden_TD[rows]
             return self._stage(entering, layout)
 
@@ -306,7 +312,8 @@ class Compute:
                 piece.inputs, piece.output = ran.inputs, ran.output
                 del ran
             phase = "backward"
-            _backward(piece, gradients.behind)
+            with self.passes.backward():
+                _backward(piece, gradients.behind)
         except Exception as error:
             for shard in piece.shards:
                 shard.gradients.forget()

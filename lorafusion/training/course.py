@@ -1,7 +1,7 @@
 """Which place comes next on rank 0, and what the other ranks are told of it.
 
 Rank 0 publishes the plan as revisions, see :mod:`lorafusion.training.revision`: the next window one
-place before it begins, and an earlier one whenever a job leaves or the run is to stop.
+turn before it begins, and an earlier one whenever a job leaves or the run is to stop.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lorafusion.errors import PlanError
-from lorafusion.planner.plan import Limits, Place, Plan
+from lorafusion.planner.plan import Limits, Plan
 from lorafusion.training.job import TrainingJob
 from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.team import Team
+from lorafusion.training.turn import Turn, idle_places
 from lorafusion.training.windows import Windows
 
 
@@ -35,7 +36,7 @@ class Course:
         self._windows = windows
         self._limits = limits
         self._should_stop = should_stop
-        self._track = Track()
+        self._track = Track(team.replicas)
         self._leaves: list[Leave] = []
         self._changed = False
         self._idle = False
@@ -77,26 +78,26 @@ class Course:
         self._changed = True
 
     def look_ahead(self, place: int) -> None:
-        """See to it that all ranks know what comes behind ``place``, which is run next."""
-        known = self._track.known
+        """See to it that all ranks know what comes behind the turn at ``place``, which is next."""
+        known, behind = self._track.known, place + self._team.replicas
         if self._idle:
             if self._changed and place < known:  # nothing is planned any more
                 self._changed = False
-                self._publish(Revision(place + 1, None, self._take_leaves()))
+                self._publish(Revision(behind, None, self._take_leaves()))
         elif self.stop_reason or self._changed:
             # The other ranks may have posted the receive of the place that is sent next.
-            start = min(known, place if self._team.stages == 1 else place + 1)
+            start = min(known, behind if self._team.others else place)
             self._windows.cut(start)
             self._publish_next(start)
-        elif place >= known - 1:
+        elif behind >= known:
             self._publish_next(known)
 
     def over(self, place: int) -> bool:
         """Whether ``place`` is behind the last one."""
         return place == self._track.known
 
-    def take(self, place: int) -> Place | None:
-        """A place to be run now; None at the end of the run."""
+    def take(self, place: int) -> Turn | None:
+        """The turn at ``place``, to be run now; None at the end of the run."""
         return self._track.take(place, _never)
 
     def let_leave(self, place: int) -> None:
@@ -120,10 +121,9 @@ class Course:
         self._changed = False
         plan = None if self.stop_reason else self._plan()
         if plan is None:
-            stages = self._team.stages
-            # Each of them takes the verdict on a place S before it to the stages behind.
-            idle = (Place("noop"),) * (stages if stages > 1 else 0)
-            plan = Plan(self._limits, idle)
+            grid = self._team.grid
+            # Each turn of them takes the verdict on one S before it to the stages behind.
+            plan = Plan(self._limits, idle_places(grid.ranks if grid.stages > 1 else 0))
             self._windows.idle(plan)
             self._idle = True
         self._publish(Revision(start, plan, self._take_leaves()))

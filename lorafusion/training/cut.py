@@ -47,12 +47,15 @@ class Ground:
         memory_bytes: What a stage may use of it.
         stages: How many.
         capacity: Most tokens of a microbatch.
+        share: How much of its part of the base a stage keeps. Below 1 it has one layer, or the
+            embedding, whole besides.
     """
 
     device: DeviceProfile
     memory_bytes: float
     stages: int
     capacity: int
+    share: float = 1.0
 
 
 def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Ground) -> Cut:
@@ -82,7 +85,7 @@ def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Grou
     setup = Setup("all-linear", ranks, wanted)
     parts = default_parts(shape, ground.device, setup)
     cut = parts.cut(typical, stages=ground.stages)
-    if spec.recompute != "auto" or _fits(parts.model(cut), typical, ground):
+    if spec.recompute != "auto" or _fits(parts.model(cut), typical, ground, shape):
         return Cut(cut, wanted)
     return Cut(
         cut,
@@ -93,12 +96,22 @@ def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Grou
     )
 
 
-def _fits(cost: CostModel, typical: Counts, ground: Ground) -> bool:
+def _fits(cost: CostModel, typical: Counts, ground: Ground, shape: ModelShape) -> bool:
     try:
-        limits = memory_limit(cost, typical, ground.memory_bytes)
+        limits = memory_limit(cost, typical, ground.memory_bytes + _elsewhere(shape, ground.share))
     except PlanError:  # nothing is left for activations, so they had better be small
         return False
     return all(limit is None or limit >= ground.capacity for limit in limits)
+
+
+def _elsewhere(shape: ModelShape, share: float) -> float:
+    """Bytes of the whole base that are not here while it runs."""
+    if share == 1:
+        return 0.0
+    layer = shape.dtype_bytes * shape.layer_parameters
+    words = shape.dtype_bytes * shape.hidden * shape.vocab
+    whole = layer * shape.layers + words * (1 if shape.tied else 2)
+    return whole * (1 - share) - max(layer, words)
 
 
 def _sample(index: int, data: JobData) -> JobQueue:

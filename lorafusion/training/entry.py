@@ -172,7 +172,7 @@ class Entry:
         folders.prepare_job_folder(arrival.folder, resume=True, overwrite=False)
         job = self.put(arrival.spec, data, arrival.folder, resume=True)
         job.weight = arrival.weight
-        if self._hall.team.stages > 1:
+        if self._hall.team.others:
             self.tell([job])
         return job
 

@@ -1,19 +1,21 @@
 """One stage of the pipeline: one forward, one backward, without a flush.
 
-Stage s of S holds at most S - s places between their forward and their backward, so F(t) comes
+Stage s of S holds at most S - s turns between their forward and their backward, so F(t) comes
 right behind B(t-(S-s)). All stages run forwards in the order of the plan and backwards too: each
 link is first in, first out, and what is received can be posted before it is sent.
 
-Which steps a place completes stands in the plan. The backward message of place p carries, for each
-of them, the running squared norm of the gradient; stage 0 judges it, steps, and sends the verdict
-with the forward message of place p+S, ahead of which every other stage steps. No place of the job's
-next step comes earlier, so clipping and skipping are exact and nobody waits.
+Which steps a turn completes stands in the plan. In its backward each stage adds up their gradients
+over the replicas. The backward message of a place carries, for each step that it completes, the
+running squared norm of the gradient; the first stages judge it, step, and send the verdict with the
+forward message S turns later, ahead of which every other stage steps. No place of the job's next
+step comes earlier, so clipping and skipping are exact and nobody waits.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,42 +23,25 @@ import torch
 
 from lorafusion.planner.plan import Place
 from lorafusion.training.compute import Compute
+from lorafusion.training.judge import Brought, Judge, Report, counts, reports, steps_of
 from lorafusion.training.message import Shape
-from lorafusion.training.optimizer import judge
 from lorafusion.training.piece import Work
 from lorafusion.training.residents import Residents
 from lorafusion.training.team import Link, Receipt, Team
-
-
-@dataclass(frozen=True)
-class Report:
-    """What stage 0 knows of a place once it is through. Tensors are float64.
-
-    Attributes:
-        place: It.
-        losses: Sum of cross-entropies of each sample, in order.
-        failed: 1 for each segment whose job was given up on some stage, else 0.
-        squares: Squared gradient norm of each step that it completes.
-        verdicts: On each of these steps, see :mod:`lorafusion.training.optimizer`.
-    """
-
-    place: Place
-    losses: torch.Tensor
-    failed: torch.Tensor
-    squares: torch.Tensor
-    verdicts: torch.Tensor
+from lorafusion.training.turn import Turn
 
 
 @dataclass(frozen=True)
 class _InFlight:
     position: int
     work: Work | None
+    turn: Turn
     place: Place
     receipt: Receipt | None
 
 
 class Executor:
-    """Runs places on this rank's stage, in order."""
+    """Runs turns on this rank's stage, in order: of each the place of this replica."""
 
     def __init__(
         self, compute: Compute, residents: Residents, team: Team, width: int, dtype: torch.dtype
@@ -67,13 +52,14 @@ class Executor:
         self._team = team
         self._width = width
         self._dtype = dtype
+        self._judge = Judge(residents, team)
+        self._lag = team.stages * team.replicas
         self._in_flight: deque[_InFlight] = deque()
-        self._completed: dict[int, Sequence[tuple[str, int]]] = {}
+        self._turns: dict[int, Turn] = {}
         self._verdicts: dict[int, torch.Tensor] = {}
-        self._losses: dict[tuple[str, int], torch.Tensor] = defaultdict(self._zero)
         self._arriving: Receipt | None = None
         self.position = 0
-        """Number of the next place."""
+        """Number of the first place of the next turn."""
 
     @property
     def full(self) -> bool:
@@ -85,140 +71,157 @@ class Executor:
         """Whether every forward has had its backward."""
         return not self._in_flight
 
-    def forward(self, place: Place, upcoming: Callable[[], Place | None]) -> None:
-        """Do the steps that are due, and run the next place.
+    def forward(self, turn: Turn, upcoming: Callable[[], Turn | None]) -> None:
+        """Do the steps that are due, and run the place of this replica.
 
         Args:
-            place: At :attr:`position`.
-            upcoming: The place behind it, if it is known once this one has arrived.
+            turn: At :attr:`position`.
+            upcoming: The turn behind it, if it is known once this one has begun.
         """
         position, team = self.position, self._team
-        due = self._completed.pop(position - team.stages, ())
-        verdicts = self._verdicts.pop(position - team.stages, self._zero(0))
+        place = turn.places[team.replica]
+        due = self._turns.pop(position - self._lag, None)
+        verdicts = self._verdicts.pop(position - self._lag, self._zero(0))
+        steps = 0 if due is None else len(due.completed)
         hidden_TD = None
-        if team.up is not None:
-            shape = self._forward_shape(place, len(due))
+        if team.up is None:
+            self._begin()
+        else:
+            shape = self._forward_shape(place, steps)
             numbers, hidden_TD = self._receive(team.up, shape, "forward", self._arriving)
             verdicts = self._checked(numbers)
-            self._apply(position - team.stages, due, verdicts)
-        self.position += 1
-        if team.up is not None:
-            self._arriving = self._post(team.up, upcoming())
+            if due is not None:
+                self._apply(position - self._lag, due, verdicts)
+        self.position += team.replicas
+        self._arriving = self._post(upcoming())
         work, output = None, None
         if place.kind != "noop":
-            with team.recorder.span("forward", position, name_of(place)):
+            with team.recorder.span("forward", position + team.replica, name_of(place)):
                 work, output = self._compute.forward(place, hidden_TD)
         receipt = None
         if team.down is not None:
-            shape = self._forward_shape(place, len(due))
+            shape = self._forward_shape(place, steps)
             number = torch.tensor([position], dtype=torch.float64, device=team.device)
             self._send(team.down, shape, [number, verdicts], output)
             if place.kind != "noop":
                 receipt = team.down.receive(self._backward_shape(place).size)
-        if place.kind == "train":
-            self._completed[position] = place.completes
-        self._in_flight.append(_InFlight(position, work, place, receipt))
+        self._turns[position] = turn
+        self._in_flight.append(_InFlight(position, work, turn, place, receipt))
 
-    def backward(self) -> Report | None:
-        """Run the oldest place that is in flight backwards; returns what stage 0 learns."""
+    def backward(self) -> Sequence[Report]:
+        """Run the oldest turn that is in flight backwards; returns what rank 0 learns."""
         entry, team = self._in_flight.popleft(), self._team
-        place, work = entry.place, entry.work
+        brought, gradient_TD = self._from_behind(entry)
+        passed = None
+        with self._backwards(entry):
+            if entry.work is not None and entry.place.kind == "train":
+                passed = self._compute.backward(entry.work, gradient_TD)
+            with self._waiting("the passes of the other replicas"):
+                self._compute.passes.finish()
+            brought = brought._replace(squares=self._complete(entry, brought.squares))
+        if entry.work is not None:
+            failed = torch.maximum(brought.failed, self._failed(entry.place))
+            brought = brought._replace(failed=failed)
+            if team.up is not None:
+                self._send(team.up, self._backward_shape(entry.place), brought, passed)
+        return () if team.up is not None else self._end(entry, brought)
+
+    def _from_behind(self, entry: _InFlight) -> tuple[Brought, torch.Tensor | None]:
+        """What the stages behind know of the place, and its gradient."""
+        place, work, team = entry.place, entry.work, self._team
         if work is None:
-            return self._report(entry, *[self._zero(0)] * 3) if team.first else None
-        gradient_TD = None
+            return Brought(*[self._zero(0)] * 3), None
         if team.down is None:
             losses = torch.cat([part.reshape(-1) for part in work.losses])
-            failed, squares = self._zero(len(place.segments)), self._zero(_steps(place))
-        else:
-            shape = self._backward_shape(place)
-            numbers, gradient_TD = self._receive(team.down, shape, "backward", entry.receipt)
-            losses, failed, squares = numbers.split(_numbers(place))
-        passed = None
-        if place.kind == "train":
-            with team.recorder.span("backward", entry.position, name_of(place)):
-                passed = self._compute.backward(work, gradient_TD)
-                squares = self._complete(place, squares)
-        failed = torch.maximum(failed, self._failed(place))
-        if team.up is not None:
-            shape = self._backward_shape(place)
-            self._send(team.up, shape, [losses, failed, squares], passed)
-            return None
-        return self._report(entry, losses, failed, squares)
+            segments, steps = len(place.segments), steps_of(place)
+            return Brought(losses, self._zero(segments), self._zero(steps)), None
+        shape = self._backward_shape(place)
+        numbers, gradient_TD = self._receive(team.down, shape, "backward", entry.receipt)
+        return Brought(*numbers.split(counts(place))), gradient_TD
 
-    def _report(
-        self, entry: _InFlight, losses: torch.Tensor, failed: torch.Tensor, squares: torch.Tensor
-    ) -> Report:
-        """Judge and do the steps that the place completes; on stage 0."""
-        place = entry.place
-        verdicts = self._zero(0)
-        if place.kind == "train":
-            self._add_losses(place, losses, failed)
-            verdicts = self._judge(place, squares)
-            self._verdicts[entry.position] = verdicts
-            self._apply(entry.position, place.completes, verdicts)
-        return Report(place, losses, failed, squares, verdicts)
+    def _end(self, entry: _InFlight, own: Brought) -> Sequence[Report]:
+        """Judge and do the steps that the turn completes; on first stages."""
+        with self._waiting("what the other replicas' places brought"):
+            brought = self._judge.gather(entry.turn, own)
+        verdicts = self._judge.verdicts(entry.turn, brought)
+        self._verdicts[entry.position] = verdicts
+        self._apply(entry.position, entry.turn, verdicts)
+        return reports(entry.turn, brought, verdicts) if self._team.first else ()
 
-    def _add_losses(self, place: Place, losses: torch.Tensor, failed: torch.Tensor) -> None:
-        counts = [len(segment.samples) for segment in place.segments]
-        # A step with a failed part has no finite loss, and is skipped everywhere.
-        failed = torch.where(failed > 0, torch.nan, 0.0)
-        for segment, part, bad in zip(place.segments, losses.split(counts), failed, strict=True):
-            self._losses[segment.job, segment.step] += part.sum() + bad
+    def _complete(self, entry: _InFlight, squares: torch.Tensor) -> torch.Tensor:
+        """Add up the gradients of the completed steps over the replicas.
 
-    def _judge(self, place: Place, squares: torch.Tensor) -> torch.Tensor:
-        verdicts = [
-            judge(total, self._losses.pop((job, step)), self._max_norm(job))
-            for (job, step), total in zip(place.completes, squares, strict=True)
-        ]
-        return torch.stack(verdicts) if verdicts else self._zero(0)
+        Returns:
+            The squared norms of those that this replica's place completes, with this stage's.
+        """
+        norms: list[torch.Tensor] = []
+        for replica, job, step in entry.turn.completed:
+            self._add_up(job, step)
+            if replica == self._team.replica:
+                norms.append(self._norm(job, step, squares[len(norms)]))
+            elif self._team.first:
+                self._norm(job, step, self._zero())  # so that it can say what is not finite
+        return torch.stack(norms) if norms else squares
 
-    def _max_norm(self, job: str) -> float | None:
+    def _add_up(self, job: str, step: int) -> None:
+        # A job is on all replicas or on none: it leaves them at the same place.
         shard = self._residents.get(job)
-        return None if shard is None else shard.spec.max_grad_norm
+        if shard is None:
+            return
+        if job in self._compute.failed:
+            shard.gradients.spoil()  # the step is skipped on all of them
+        self._compute.with_room(shard.gradients.close)
+        # An error in here is no job's own: the other replicas wait.
+        with self._waiting(f"gradients of {job}#{step} of the other replicas"):
+            shard.add_up(self._team.peers)
 
-    def _complete(self, place: Place, squares: torch.Tensor) -> torch.Tensor:
-        """This stage's gradients added to the squared norms of the completed steps."""
-        totals = [
-            self._completed_norm(job, step, total)
-            for (job, step), total in zip(place.completes, squares, strict=True)
-        ]
-        return torch.stack(totals) if totals else squares
-
-    def _completed_norm(self, job: str, step: int, total: torch.Tensor) -> torch.Tensor:
-        if not self._is_out(job):
+    def _norm(self, job: str, step: int, total: torch.Tensor) -> torch.Tensor:
+        shard = self._residents.get(job)
+        if shard is None:
+            return total
+        if job not in self._compute.failed:
             try:
-                return self._compute.with_room(partial(self._residents[job].complete, total))
+                return self._compute.with_room(partial(shard.complete, total))
             except Exception as error:
                 self._compute.give_up(job, f"the gradient norm of step {step}", error)
         return total * torch.nan
 
-    def _apply(self, position: int, due: Sequence[tuple[str, int]], verdicts: torch.Tensor) -> None:
-        for (job, step), verdict in zip(due, verdicts, strict=True):
-            if self._is_out(job):
+    def _apply(self, position: int, turn: Turn, verdicts: torch.Tensor) -> None:
+        for (replica, job, step), verdict in zip(turn.completed, verdicts, strict=True):
+            if self._residents.over(job):
                 continue
             shard = self._residents[job]
-            self._team.recorder.stepped(position, job, step, tuple(shard.samples))
+            if job in self._compute.failed:
+                shard.skip()
+                continue
+            place = position + replica
+            self._team.recorder.stepped(place, job, step, tuple(shard.samples))
             try:
-                with self._team.recorder.span("step", position, f"{job}#{step}"):
+                with self._team.recorder.span("step", place, f"{job}#{step}"):
                     shard.apply(verdict)
             except Exception as error:
                 self._compute.give_up(job, f"optimizer step {step}", error)
             else:
                 self._residents.stepped(shard)
 
-    def _is_out(self, job: str) -> bool:
-        return job in self._compute.failed or self._residents.over(job)
-
     def _failed(self, place: Place) -> torch.Tensor:
         flags = [float(segment.job in self._compute.failed) for segment in place.segments]
         return torch.tensor(flags, dtype=torch.float64, device=self._team.device)
 
-    def _post(self, up: Link, upcoming: Place | None) -> Receipt | None:
+    def _begin(self) -> None:
+        """Wait until rank 0 has begun: it may still change the plan up to here."""
+        with self._waiting("rank 0"):
+            self._team.peers.begin(self.position)
+
+    def _post(self, upcoming: Turn | None) -> Receipt | None:
         """Post the receive of the place at :attr:`position`, where that is known by now."""
-        if upcoming is None:
+        if upcoming is None or self._team.up is None:
             return None
-        due = self._completed.get(self.position - self._team.stages, ())
-        return up.receive(self._forward_shape(upcoming, len(due)).size)
+        due = self._turns.get(self.position - self._lag)
+        shape = self._forward_shape(
+            upcoming.places[self._team.replica], 0 if due is None else len(due.completed)
+        )
+        return self._team.up.receive(shape.size)
 
     def _checked(self, numbers: torch.Tensor) -> torch.Tensor:
         """The verdicts behind the place's number, which is looked at where that costs no wait."""
@@ -251,7 +254,22 @@ class Executor:
 
     def _backward_shape(self, place: Place) -> Shape:
         rows = place.tokens if place.kind == "train" else 0
-        return Shape(sum(_numbers(place)), rows, self._width, self._dtype)
+        return Shape(sum(counts(place)), rows, self._width, self._dtype)
+
+    def _backwards(self, entry: _InFlight) -> AbstractContextManager[None]:
+        if entry.place.kind != "train":
+            return nullcontext()
+        number = entry.position + self._team.replica
+        return self._team.recorder.span("backward", number, name_of(entry.place))
+
+    @contextmanager
+    def _waiting(self, what: str) -> Generator[None]:
+        """For other replicas, where there are some."""
+        if self._team.replicas == 1:
+            yield
+            return
+        with self._team.recorder.span("wait", self.position, what):
+            yield
 
     def _zero(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self._team.device)
@@ -261,13 +279,3 @@ def name_of(place: Place) -> str:
     """Such as ``a#3+b#7``: each job with its step, ``eval a#3`` for an eval."""
     jobs = "+".join(f"{segment.job}#{segment.step}" for segment in place.segments)
     return f"eval {jobs}" if place.kind == "eval" else jobs or place.kind
-
-
-def _steps(place: Place) -> int:
-    return len(place.completes) if place.kind == "train" else 0
-
-
-def _numbers(place: Place) -> list[int]:
-    """Control numbers of a backward message: losses, failed flags, squared norms."""
-    samples = sum(len(segment.samples) for segment in place.segments)
-    return [samples, len(place.segments), _steps(place)]

@@ -11,9 +11,9 @@ from typing import Any
 from lorafusion.data.tokenizer import Tokenizer, load_tokenizer
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import check_base, load_base
+from lorafusion.models.load import check_base
 from lorafusion.models.part import Part
-from lorafusion.planner.plan import Place
+from lorafusion.training.base import load_own
 from lorafusion.training.checkpoint import at_step
 from lorafusion.training.executor import Executor
 from lorafusion.training.folders import CHECKPOINTS
@@ -24,6 +24,7 @@ from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.site import Site
 from lorafusion.training.team import Message, Team
+from lorafusion.training.turn import Turn
 
 Enter = Callable[[list[dict[str, Any]]], None]
 
@@ -39,9 +40,9 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
     part = Part(range(first, stop), start["layers"][-1][1])
     check_base(spec.base_model)  # imports what belongs to no base
     runtime = runtime_bytes(team.device)
-    base = load_base(spec.base_model, spec.dtype, part, team.device)
+    base = load_own(spec, part, team)
     hashes = base.tensor_hashes()
-    team.post.report({"kind": "base", "hashes": hashes})
+    team.post.report({"kind": "base", "hashes": base.whole_hashes()})
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints") as writers:
         site = Site(
             base,
@@ -114,26 +115,26 @@ class _Follower:
         self._residents = residents
         self._team = team
         self._enter = enter
-        self._track = Track()
+        self._track = Track(team.replicas)
 
     def run(self) -> None:
         """Until a revision is the last."""
         executor = self._executor
-        while (place := self._next_place()) is not None:
-            executor.forward(place, self._upcoming)
+        while (turn := self._next_turn()) is not None:
+            executor.forward(turn, self._upcoming)
             if executor.full:
                 executor.backward()
         while not executor.empty:
             executor.backward()
         self._leave(self._track.leaves(executor.position))
 
-    def _next_place(self) -> Place | None:
+    def _next_turn(self) -> Turn | None:
         self._leave(self._track.leaves(self._executor.position))
-        place = self._track.take(self._executor.position, self._wait)
+        turn = self._track.take(self._executor.position, self._wait)
         self._leave(self._track.leaves(self._executor.position))
-        return place
+        return turn
 
-    def _upcoming(self) -> Place | None:
+    def _upcoming(self) -> Turn | None:
         for _, message in self._team.post.poll():
             revision = self._read(message)
             if revision is not None:
@@ -156,7 +157,11 @@ class _Follower:
             self._enter(message["jobs"])
             return None
         assert message["kind"] == "revision", f"rank 0 sent {message['kind']!r}"
-        return Revision.read(message)
+        revision = Revision.read(message)
+        for leave in revision.leaves:
+            # A first stage does a step as soon as rank 0, which does none of this job any more.
+            self._residents.stop_at(leave)
+        return revision
 
     def _leave(self, leaves: Iterable[Leave]) -> None:
         for leave in leaves:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -14,9 +14,17 @@ class GradientSum:
     before its turn is held. ``held_bytes_peak`` says how much that took at most.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
-        """``parameters`` are the job's leaves; their ``.grad`` is taken after each backward."""
+    def __init__(self, parameters: Sequence[torch.Tensor], *, shared: bool = False) -> None:
+        """Nothing is there yet.
+
+        Args:
+            parameters: The job's leaves; their ``.grad`` is taken after each backward.
+            shared: Other replicas have samples of the step too.
+        """
         self._parameters = parameters
+        self._shared = shared
+        self._filler: list[torch.Tensor] = []
+        self._spoilt = False
         self._each = sum(parameter.nbytes for parameter in parameters)
         self._sum: list[torch.Tensor] | None = None
         self._order: dict[int, int] | None = None
@@ -32,8 +40,9 @@ class GradientSum:
     def begin(self, samples: Iterable[int] | None) -> None:
         """Start a step. ``samples``: the order to add in; None adds in the order of arrival."""
         self._order = None if samples is None else {s: i for i, s in enumerate(samples)}
-        self._sum, self._next = None, 0
+        self._sum, self._next, self._spoilt = None, 0, False
         self._held.clear()
+        self._filler = []
 
     def collect(self, sample: int | None = None) -> None:
         """Take the gradients of the backward that just ended (of ``sample`` alone, if ordered)."""
@@ -45,7 +54,7 @@ class GradientSum:
         assert sample is not None
         self._held[self._order[sample]] = gradients
         self.held_bytes_peak = max(self.held_bytes_peak, self._each * len(self._held))
-        while self._next in self._held:
+        while not self._shared and self._next in self._held:
             self._add(self._held.pop(self._next))
             self._next += 1
 
@@ -54,9 +63,39 @@ class GradientSum:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def finish(self) -> list[torch.Tensor]:
-        """The sum over the whole step, a tensor per parameter."""
-        assert self._sum is not None and not self._held, "a step ended before all its samples"
+    def spoil(self) -> None:
+        """Let the sum be NaN, on all replicas: what there is here is not the whole."""
+        self.begin(self._order)
+        self._spoilt = True
+
+    def close(self) -> None:
+        """All samples of the step that run here have been collected."""
+        if self._order is None:
+            lacks = self._sum is None
+        else:
+            lacks = self._next + len(self._held) < len(self._order)
+        assert self._shared or self._spoilt or not lacks, "a step ended before all its samples"
+        if lacks and not self._filler:
+            # What is added to -0.0 keeps every bit, unlike with 0.0 the sign of a zero.
+            value = torch.nan if self._spoilt else -0.0
+            self._filler = [torch.full_like(p, value) for p in self._parameters]
+
+    def finish(self, add_up: Callable[[Sequence[torch.Tensor]], None]) -> list[torch.Tensor]:
+        """The sum over the whole step, a tensor per parameter; to be called behind :meth:`close`.
+
+        ``add_up`` puts the sum over all replicas into tensors. It is called as often on each of
+        them: once, or in the samples' order once for each.
+        """
+        if self._order is None:
+            total = self._filler if self._sum is None else self._sum
+            add_up(total)
+            return total
+        for index in range(self._next, len(self._order)):
+            own = self._held.pop(index, None)
+            part = [p.clone() for p in self._filler] if own is None else own
+            add_up(part)
+            self._add(part)
+        assert self._sum is not None, "a step without samples"
         return self._sum
 
     def _add(self, gradients: list[torch.Tensor]) -> None:

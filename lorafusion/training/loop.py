@@ -18,8 +18,9 @@ from lorafusion.training.clock import Clock
 from lorafusion.training.course import Course
 from lorafusion.training.endings import Endings
 from lorafusion.training.events import Events
-from lorafusion.training.executor import Executor, Report
+from lorafusion.training.executor import Executor
 from lorafusion.training.job import StepResult, TrainingJob
+from lorafusion.training.judge import Report
 from lorafusion.training.output import ExportFacts, JobOutput
 from lorafusion.training.residents import Residents
 from lorafusion.training.result import JobResult
@@ -27,6 +28,7 @@ from lorafusion.training.revision import Leave
 from lorafusion.training.shard_writer import Shard
 from lorafusion.training.team import Message, Team
 from lorafusion.training.trace_file import PlaceTrace
+from lorafusion.training.turn import Turn
 from lorafusion.training.windows import Windows
 
 # A stage says why it gave a job up on another channel than that it did: seconds to wait for it.
@@ -118,18 +120,18 @@ class TrainingLoop:
             self._succeed(job)  # resumed from its last step
         self._pause_where_asked(list(self._jobs))
         with self._ahead:
-            while (place := self._next_place()) is not None:
-                self._run_place(place)
+            while (turn := self._next_turn()) is not None:
+                self._run_turn(turn)
                 yield
-        while self._endings.waiting or len(self.done) < self._place.team.stages - 1:
+        while self._endings.waiting or len(self.done) < self._place.team.others:
             self._read_post()
             self._endings.settle()
             time.sleep(LOOK_S)
         if self._course.error is not None:
             raise self._course.error
 
-    def _next_place(self) -> Place | None:
-        """The next place; None at the end. Waits where jobs may still come and none is there."""
+    def _next_turn(self) -> Turn | None:
+        """The next turn; None at the end. Waits where jobs may still come and none is there."""
         place = self._place.executor.position
         while True:
             self._read_post()
@@ -163,49 +165,47 @@ class TrainingLoop:
     def _end(self, reason: str) -> None:
         """Hear what the last places brought, and let the other ranks go."""
         while not self._place.executor.empty:
-            for act in self._hear(self._place.executor.backward()):
-                act()
+            for report in self._place.executor.backward():
+                self._hear(report)
         for job in list(self._jobs.values()):
             self._pause(job, reason)
         self._course.end()
         if self._place.places is not None:
             self._place.places.close()
 
-    def _run_place(self, place: Place) -> None:
-        started = time.perf_counter()
+    def _run_turn(self, turn: Turn) -> None:
+        executor, started = self._place.executor, time.perf_counter()
         if self._place.places is not None:
-            self._place.places.ran(self._place.executor.position, place)
-        self._course.let_leave(self._place.executor.position)
-        self._place.executor.forward(place, _unknown)
-        after: list[Callable[[], None]] = []
-        if self._place.executor.full:
-            after = self._hear(self._place.executor.backward())
-        if place.kind != "eval":
+            for number, place in enumerate(turn.places, executor.position):
+                self._place.places.ran(number, place)
+        self._course.let_leave(executor.position)
+        executor.forward(turn, _unknown)
+        reports = executor.backward() if executor.full else ()
+        if not turn.evaluates:
             self.clock.seconds += time.perf_counter() - started
-        for act in after:
-            act()
+        for report in reports:
+            self._hear(report)
 
-    def _hear(self, report: Report | None) -> list[Callable[[], None]]:
-        """Give the jobs what a place brought; returns what is to be said of it."""
-        assert report is not None
+    def _hear(self, report: Report) -> None:
+        """Give the jobs what a place brought, and say so."""
         place = report.place
-        self._share_losses(place, report.losses.tolist())
-        failed = zip(place.segments, report.failed.tolist(), strict=True)
+        self._share_losses(place, report.losses)
+        failed = zip(place.segments, report.failed, strict=True)
         self._fail_where_reported([segment.job for segment, bad in failed if bad])
-        said: list[Callable[[], None]] = []
         if place.kind == "train":
-            numbers = zip(report.squares.tolist(), report.verdicts.tolist(), strict=True)
-            for (name, _), (squares, verdict) in zip(place.completes, numbers, strict=True):
-                if (job := self._jobs.get(name)) is not None:
-                    result = job.finish_step(squares=squares, verdict=verdict)
-                    said.append(_later(self._contain, job, self._report_step, result))
+            numbers = zip(report.squares, report.verdicts, strict=True)
+            results = [
+                (job, job.finish_step(squares=squares, verdict=verdict))
+                for (name, _), (squares, verdict) in zip(place.completes, numbers, strict=True)
+                if (job := self._jobs.get(name)) is not None
+            ]
+            for job, result in results:
+                self._contain(job, self._report_step, result)
         elif place.kind == "eval":
             for name, step in place.completes:
                 if (job := self._jobs.get(name)) is not None:
-                    said.append(_later(self._contain, job, self._report_eval, step))
-        names = [name for name, _ in place.completes]
-        said.append(_later(self._look_at, names))
-        return said
+                    self._contain(job, self._report_eval, step)
+        self._look_at([name for name, _ in place.completes])
 
     def _share_losses(self, place: Place, losses: Sequence[float]) -> None:
         rest = iter(losses)
@@ -286,7 +286,8 @@ class TrainingLoop:
                 assert self._place.newcomers is not None, "all jobs were there at the start"
                 self._place.newcomers.hear(rank, message)
             elif message["kind"] == "failed":
-                self._hear_failure(message["job"], f"stage {rank}: {message['reason']}")
+                where = self._place.team.grid.place(rank)
+                self._hear_failure(message["job"], f"{where}: {message['reason']}")
             elif message["kind"] == "capacity":
                 self._lower(rank, message["tokens"])
             else:
@@ -298,8 +299,9 @@ class TrainingLoop:
         before = self._course.capacity
         if capacity < before:
             self._course.lower(capacity)
+            where = self._place.team.grid.place(rank)
             self._place.events.note(
-                f"stage {rank} ran out of memory, and ran the microbatch in parts. From now on a "
+                f"{where} ran out of memory, and ran the microbatch in parts. From now on a "
                 f"microbatch has at most {capacity} tokens instead of {before}, and a longer "
                 f"sample is alone; it stays so in this run. Set `capacity: {capacity}` at the top "
                 "of the file (serve: --capacity) to begin like that, with max_seq_len at most as "
@@ -321,10 +323,6 @@ class TrainingLoop:
                 time.sleep(0 if name not in self._jobs else LOOK_S)
             if name in self._jobs:
                 self._fail(self._jobs[name], "a stage gave it up; its log says why.")
-
-
-def _later(act: Callable[..., None], *arguments: Any) -> Callable[[], None]:
-    return lambda: act(*arguments)
 
 
 def _unknown() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lorafusion.planner.plan import Place, Plan
 from lorafusion.training.team import Message
+from lorafusion.training.turn import Turn
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class Revision:
 class Track:
     """The places that are known to one rank, and what is to be done on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: int = 1) -> None:
+        """``replicas``: places of a turn; revisions start and end with whole turns."""
+        self._replicas = replicas
         self._places: dict[int, Place] = {}
         self._leaves: list[tuple[int, Leave]] = []
         self._end: int | None = None
@@ -85,6 +88,7 @@ class Track:
         self._leaves += [(revision.start, leave) for leave in revision.leaves]
         if revision.plan is not None:
             assert revision.start <= self.known, "a gap between two plans"
+            assert len(revision.plan.places) % self._replicas == 0, "a plan ends within a turn"
             for place in range(revision.start, self.known):
                 del self._places[place]
             self._places |= dict(enumerate(revision.plan.places, revision.start))
@@ -98,19 +102,25 @@ class Track:
         self._leaves = [entry for entry in self._leaves if entry[0] > place]
         return due
 
-    def peek(self, place: int) -> Place | None:
-        """A place, if it is known."""
-        return self._places.get(place)
+    def peek(self, place: int) -> Turn | None:
+        """The turn that begins with ``place``, if it is known."""
+        return self._turn(place) if place in self._places else None
 
-    def take(self, place: int, more: Callable[[], Revision]) -> Place | None:
-        """A place to be run now; None at the end of the run.
+    def take(self, place: int, more: Callable[[], Revision]) -> Turn | None:
+        """A turn to be run now; None at the end of the run.
 
         Args:
-            place: Its number.
+            place: Number of its first place.
             more: Waits for the next revision; asked as long as the place is not known.
         """
         while place not in self._places:
             if place == self._end:
                 return None
             self.add(more())
-        return self._places.pop(place)
+        turn = self._turn(place)
+        for number in range(place, place + self._replicas):
+            del self._places[number]
+        return turn
+
+    def _turn(self, place: int) -> Turn:
+        return Turn(tuple(self._places[place + replica] for replica in range(self._replicas)))

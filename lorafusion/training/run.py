@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from lorafusion.adapters.initial import overwritten_by
 from lorafusion.data.tokenizer import load_tokenizer
-from lorafusion.errors import OutputError
+from lorafusion.errors import ModelError, OutputError
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.schema import JobSpec, RunSpec
-from lorafusion.models.load import DTYPES, Base, check_base, combined_hash, load_base
+from lorafusion.models.load import DTYPES, Base, check_base, combined_hash
 from lorafusion.models.part import Part
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.plan import Limits
 from lorafusion.training import folders
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.arrivals import Newcomers
+from lorafusion.training.base import kept_share, load_own, note_on_gathers
 from lorafusion.training.cut import Cut, Ground, choose_cut
 from lorafusion.training.data import JobData
 from lorafusion.training.emulated import note_on_dtype
@@ -136,17 +137,27 @@ class _Run:
         )
         self._events.status(f"loading {self._spec.base_model}")
         part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
-        spec = self._spec
         self._runtime = runtime_bytes(self._team.device)
-        self._base: Base = load_base(spec.base_model, spec.dtype, part, self._team.device)
+        self._base: Base = load_own(self._spec, part, self._team)
         slow = note_on_dtype(self._base.dtype, self._team.device)
         if slow is not None:
             self._events.note(slow)
         self._hashes = self._base.tensor_hashes()
-        hashes = dict(self._hashes)
-        for message in self._gather("base").values():
+        hashes = self._base.whole_hashes()
+        for rank, message in self._gather("base").items():
+            self._compare(rank, message["hashes"], hashes)
             hashes |= message["hashes"]
         self._hash = combined_hash(hashes)
+
+    def _compare(self, rank: int, hashes: Mapping[str, str], known: Mapping[str, str]) -> None:
+        """Tensors that several ranks hold are the same on all of them."""
+        other = next((name for name in hashes if known.get(name, hashes[name]) != hashes[name]), "")
+        if other:
+            raise ModelError(
+                f"{self._team.grid.name(rank)} has read another base than the ranks before it: "
+                f"{other} differs. Allowed: the same files of {self._spec.base_model} on all "
+                "machines. See whether one has an older copy."
+            )
 
     def prepare(self, writers: ThreadPoolExecutor) -> None:
         """Adapter and output of every job, on all stages; what cannot be prepared has failed."""
@@ -183,11 +194,16 @@ class _Run:
         )
         loop.let_go(self._entry.leaves)
         self._write_facts()
+        sharded = self._base.sharded if self._options.trace == "profile" else None
+        if sharded is not None:
+            sharded.zero.log()
         try:
             yield from loop.run()
         finally:
             if newcomers is not None:
                 newcomers.close()
+        if sharded is not None:
+            self._events.note(note_on_gathers(sharded.zero, loop.clock.seconds))
         self._report_held(loop, [int(message["held_bytes"]) for message in loop.done.values()])
         assert self._base.tensor_hashes() == self._hashes, "the base's weights changed"
         results = {**self._failed, **self._entry.failed, **loop.results}
@@ -225,18 +241,18 @@ class _Run:
                 for job in [job for job in self._jobs if job.name == name]:
                     self._jobs.remove(job)
                     self._entry.withdraw(job)
-                    self._fail(job.spec, f"stage {rank}: {reason}")
+                    self._fail(job.spec, f"{self._team.grid.place(rank)}: {reason}")
 
     def _newcomers(self) -> Newcomers | None:
         arrivals = self._options.arrivals
         if arrivals is None:
             return None
-        return Newcomers(arrivals, self._entry, self._team.stages - 1)
+        return Newcomers(arrivals, self._entry, self._team.grid)
 
     def _gather(self, kind: str) -> dict[int, Message]:
         """One message of a kind from each of the other ranks."""
         found: dict[int, Message] = {}
-        while len(found) < self._team.stages - 1:
+        while len(found) < self._team.others:
             rank, message = self._team.post.wait()
             # Nothing else is said before the first place is run: none of it may get lost.
             assert message["kind"] == kind, f"rank {rank} sent {message['kind']!r}, not {kind!r}"
@@ -252,7 +268,8 @@ class _Run:
 
     def _workplace(self, newcomers: Newcomers | None) -> Workplace:
         site = self._site
-        limits = Limits(self._capacity, stages=self._team.stages)
+        grid = self._team.grid
+        limits = Limits(self._capacity, stages=grid.stages, replicas=grid.replicas)
         traces = self._options.traces
         places = None if traces is None else PlaceTrace(traces.folder, limits)
         return Workplace(
@@ -302,8 +319,9 @@ class _Run:
     def _choose_cut(self) -> Cut:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
-        memory = device_memory(device, stages)
-        ground = Ground(profile, memory, stages, self._capacity)
+        memory = device_memory(device, self._team.grid.ranks)
+        share = kept_share(self._spec, device, self._team.replicas)
+        ground = Ground(profile, memory, stages, self._capacity, share)
         cut = choose_cut(
             self._spec, self._hall.config, [data for _, data in self._prepared], ground
         )

@@ -12,6 +12,7 @@ from lorafusion.training.data import JobData
 from lorafusion.training.gradients import GradientSum
 from lorafusion.training.optimizer import MOMENTS, JobOptimizer, add_squares, squares_of
 from lorafusion.training.schedule import learning_rate
+from lorafusion.training.team import Peers
 
 
 class JobShard:
@@ -21,16 +22,30 @@ class JobShard:
     """
 
     def __init__(
-        self, spec: JobSpec, data: JobData, adapter: ResidentAdapter, *, deterministic: bool
+        self,
+        spec: JobSpec,
+        data: JobData,
+        adapter: ResidentAdapter,
+        *,
+        deterministic: bool,
+        shared: bool = False,
     ) -> None:
-        """``deterministic``: gradients are added in the order of the samples in their batch."""
+        """No step is done.
+
+        Args:
+            spec: The job.
+            data: Its samples.
+            adapter: Its part on this stage.
+            deterministic: Gradients are added in the order of the samples in their batch.
+            shared: Other replicas have samples of its steps too.
+        """
         self.spec = spec
         self.data = data
         self.adapter = adapter
         self.step = 0
         self.parameters = adapter.parameters()
         self._adapter_bytes = sum(tensor.nbytes for tensor in self.parameters.values())
-        self.gradients = GradientSum(list(self.parameters.values()))
+        self.gradients = GradientSum(list(self.parameters.values()), shared=shared)
         self.samples: list[int] = []
         """Whose gradients are in the running step."""
         self._optimizer = JobOptimizer(spec, self.parameters)
@@ -69,9 +84,14 @@ class JobShard:
         self.gradients.collect(samples[0] if self._deterministic else None)
         self.samples += samples
 
+    def add_up(self, peers: Peers) -> None:
+        """The last sample of the step has been collected: add it up over the replicas."""
+        self._whole = self.gradients.finish(peers.total)
+        self._squares = ()
+
     def complete(self, squares: torch.Tensor) -> torch.Tensor:
-        """The last sample of the step has been collected; ``squares`` plus this stage's."""
-        self._whole = self.gradients.finish()
+        """``squares`` plus this stage's, behind :meth:`add_up`."""
+        assert self._whole is not None, f"{self.name}: a norm before the gradient is whole"
         self._squares = squares_of(self._whole)
         return add_squares(squares, self._squares)
 
@@ -88,6 +108,11 @@ class JobShard:
         rate = learning_rate(self.spec, step, self.total_steps)
         self._optimizer.apply(self._whole, verdict, learning_rate=rate)
         self.step = step
+        self._begin_step()
+
+    def skip(self) -> None:
+        """The completed step is over, and changes nothing: the job has failed here."""
+        self.step += 1
         self._begin_step()
 
     def due(self) -> bool:

@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.adapters.initial import ResolvedAdapter
 from lorafusion.errors import LorafusionError
@@ -22,6 +24,7 @@ from lorafusion.training.folders import CHECKPOINTS
 from lorafusion.training.memory_kinds import MemoryMeter
 from lorafusion.training.options import Traces
 from lorafusion.training.out_of_memory import OutOfMemory
+from lorafusion.training.passes import SharedPasses
 from lorafusion.training.residents import Residents
 from lorafusion.training.shard import JobShard
 from lorafusion.training.shard_writer import Shard, ShardWriter, shard_name
@@ -59,6 +62,8 @@ class Site:
             on_failed=self._tell_failed,
         )
         self._compute.on_limit = self._tell_limit
+        if base.sharded is not None:
+            self._compute.passes = SharedPasses(base.sharded.weights, self._largest)
         self.executor = Executor(
             self._compute, self.residents, team, self.stage.width, self.stage.dtype
         )
@@ -89,7 +94,13 @@ class Site:
             initial = adapter.initial_tensors()
             if initial is not None:
                 resident.load({name: initial[name] for name in resident.parameters()})
-            shard = JobShard(spec, data, resident, deterministic=self._deterministic)
+            shard = JobShard(
+                spec,
+                data,
+                resident,
+                deterministic=self._deterministic,
+                shared=self._team.replicas > 1,
+            )
             if checkpoint is not None:
                 updates = int(_state(checkpoint)["updates"])
                 tensors = checkpoint.tensors(shard.tensor_names(updates))
@@ -112,7 +123,7 @@ class Site:
         team, meter = self._team, self.meter(runtime)
         team.recorder.look_at(self.stage, meter)
         if traces is not None:
-            reports = OutOfMemory(traces.folder, team.stage, team.device, meter)
+            reports = OutOfMemory(traces.folder, team.rank, team.device, meter)
             self._compute.out_of_memory = reports
 
     @property
@@ -121,6 +132,8 @@ class Site:
         return self.residents.held_bytes
 
     def _save(self, shard: JobShard) -> None:
+        if self._team.replica:
+            return  # the first replica holds the same
         name, step = shard.name, shard.step
 
         def tell(written: Future[Shard]) -> None:
@@ -139,6 +152,13 @@ class Site:
             self._tell_failed(name, _why(step, error))
         else:
             written.add_done_callback(tell)
+
+    def _largest(self, number: int) -> int:
+        """The largest of the replicas' numbers, none of which is above 2."""
+        flags = torch.zeros(3, device=self._team.device)
+        flags[number] = 1
+        self._team.peers.total([flags])
+        return int(flags.nonzero().max())
 
     def _tell_limit(self, tokens: int) -> None:
         self._team.post.report({"kind": "capacity", "tokens": tokens})

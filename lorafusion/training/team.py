@@ -1,4 +1,4 @@
-"""Who trains together: the ranks of a pipeline, one stage each, and how they reach one another.
+"""Who trains together: the ranks of a run, a stage of a pipeline each, and how they reach another.
 
 Training knows these protocols alone. :mod:`lorafusion.launch` gives links over
 ``torch.distributed``; a run in one process has a team of one, without any.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
+
+from lorafusion.training.grid import Grid
 
 if TYPE_CHECKING:
     from lorafusion.models.stage import Stage
@@ -49,6 +51,28 @@ class Link(Protocol):
 
     def receive(self, size: int) -> Receipt:
         """Get ready for the next message, of ``size`` bytes, which may be sent much later."""
+        ...
+
+
+class Peers(Protocol):
+    """The ranks that hold the same stage, one of each replica. All call the same, in one order."""
+
+    def total(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put into each tensor its sum over the replicas, with the same bits on all of them.
+
+        All must be of one dtype. ``x + -0.0`` keeps every bit of x, whatever it is.
+
+        Raises:
+            LostRankError: One of them is gone.
+        """
+        ...
+
+    def begin(self, place: int) -> None:
+        """On first stages: rank 0 begins ``place``, and the others return when it has.
+
+        Raises:
+            LostRankError: One of them is gone.
+        """
         ...
 
 
@@ -125,18 +149,33 @@ class Recorder(Protocol):
         ...
 
 
+class NoPeers:
+    """The only replica's."""
+
+    def total(self, tensors: Sequence[torch.Tensor]) -> None:
+        """They are the sums."""
+
+    def begin(self, place: int) -> None:
+        """Nobody waits."""
+
+
 @dataclass(frozen=True)
 class Team:
-    """One rank's view of the pipeline.
+    """One rank's view of the run.
 
     Attributes:
-        stage: From 0; the rank.
+        stage: From 0.
         stages: How many.
         device: Where this stage computes.
         post: Messages beside the data.
         recorder: Told what is being done.
         up: To the stage before, None on the first.
         down: To the stage after, None on the last.
+        replica: The pipeline that this stage is in, from 0.
+        replicas: How many there are.
+        peers: The same stage of the other pipelines.
+        gathering: With one stage, a process group of torch over all replicas that gathers tensors
+            where they compute; None where nobody needs it.
     """
 
     stage: int
@@ -146,11 +185,30 @@ class Team:
     recorder: Recorder
     up: Link | None = None
     down: Link | None = None
+    replica: int = 0
+    replicas: int = 1
+    peers: Peers = field(default_factory=NoPeers)
+    gathering: Any = None
+
+    @property
+    def grid(self) -> Grid:
+        """All ranks."""
+        return Grid(self.stages, self.replicas)
+
+    @property
+    def rank(self) -> int:
+        """This one."""
+        return self.grid.rank(self.stage, self.replica)
+
+    @property
+    def others(self) -> int:
+        """How many ranks there are beside this one."""
+        return self.grid.ranks - 1
 
     @property
     def first(self) -> bool:
-        """Whether this rank embeds, plans and speaks to the user."""
-        return self.stage == 0
+        """Whether this rank plans and speaks to the user."""
+        return self.rank == 0
 
     @property
     def last(self) -> bool:

@@ -17,6 +17,7 @@ from lorafusion.planner.schedule import Policy
 from lorafusion.planner.verify import verify_plan
 from lorafusion.planner.windows import join, next_window
 from lorafusion.training.job import TrainingJob
+from lorafusion.training.turn import whole_turns
 
 # Places planned ahead. A job completes at most one step a place, so as many steps are enough.
 WINDOW = 64
@@ -51,14 +52,14 @@ class Windows:
         self._learned = False
         self._plan = Plan(limits, ())
         self._start = 0
-        self._queues: Sequence[JobQueue] = [job.queue(window=WINDOW) for job in jobs.values()]
+        self._queues: Sequence[JobQueue] = [job.queue(window=self._places) for job in jobs.values()]
 
     def add(self, job: TrainingJob) -> None:
         """Plan the job too, from the next plan on; :meth:`cut` makes that come sooner."""
-        self._queues = join(self._queues, job.queue(window=WINDOW))
+        self._queues = join(self._queues, job.queue(window=self._places))
 
     def cut(self, place: int) -> None:
-        """Run the plan only up to ``place``; what is behind is planned anew."""
+        """Run the plan only up to ``place``, a turn's first; what is behind is planned anew."""
         if place < self._start + len(self._plan.places):
             self._plan = replace(self._plan, places=self._plan.places[: place - self._start])
         self._ahead.discard()
@@ -84,15 +85,16 @@ class Windows:
             plan = next_window(
                 queues,
                 self._limits,
-                max_places=WINDOW,
+                max_places=self._places,
                 policy=self._policy,
                 effort=EFFORT_AT_ONCE,
             )
             verify_plan(plan, queues)
+        plan = whole_turns(plan)
         self._queues, self._plan, self._start = queues, plan, start
         behind = self._refilled(self._after(plan))
         if not all(queue.empty for queue in behind):
-            self._ahead.submit(behind, self._limits, max_places=WINDOW, policy=self._policy)
+            self._ahead.submit(behind, self._limits, max_places=self._places, policy=self._policy)
         return plan
 
     def idle(self, plan: Plan) -> None:
@@ -101,13 +103,18 @@ class Windows:
         self._start += len(self._plan.places)
         self._plan = plan
 
+    @property
+    def _places(self) -> int:
+        """The most of a window: whole turns."""
+        return max(WINDOW // self._limits.replicas, 1) * self._limits.replicas
+
     def _after(self, plan: Plan) -> Sequence[JobQueue]:
         return advance(self._queues, plan)
 
     def _refilled(self, queues: Sequence[JobQueue]) -> Sequence[JobQueue]:
         """The queues of the jobs that are there, each with as many steps as a window may take."""
         filled = [
-            self._jobs[queue.name].refill(queue, window=WINDOW)
+            self._jobs[queue.name].refill(queue, window=self._places)
             for queue in queues
             if queue.name in self._jobs
         ]

@@ -43,6 +43,27 @@ def test_every_example_loads(file: Path) -> None:
     assert load_run_file(file).jobs
 
 
+@pytest.mark.parametrize(
+    ("parallel", "where", "allowed"),
+    [
+        ("{zero: 1}", "parallel.zero", "the moments of the adapters alone, which on 2 ranks"),
+        ("{zero: 2, offload: cpu}", "parallel.zero", "the moments and gradients of the adapters"),
+        ("{zero: 4}", "parallel.zero", "0 or 3"),
+        ("{offload: cpu}", "parallel.offload", "with `zero: 3`"),
+        ("{zero: 0, offload: cpu}", "parallel.offload", "with `zero: 3`"),
+        ("{zero: 3, offload: nvme}", "parallel.offload", "none or cpu"),
+        ("{zero: true}", "parallel.zero", "0 or 3"),
+    ],
+)
+def test_of_zero_only_its_third_stage(
+    parallel: str, where: str, allowed: str, tmp_path: Path
+) -> None:
+    assert load(tmp_path, f"parallel: {{zero: 3, offload: cpu}}\n{GOOD}").parallel.zero == 3
+    (problem,) = problems_of(tmp_path, f"parallel: {parallel}\n{GOOD}")
+    assert (problem.where, problem.line) == (where, 1)
+    assert allowed in problem.allowed
+
+
 def test_defaults_lie_under_each_job(tmp_path: Path) -> None:
     spec = load(
         tmp_path,

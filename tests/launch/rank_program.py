@@ -17,6 +17,7 @@ from pathlib import Path
 from lorafusion.errors import DataError
 from lorafusion.launch.stopping import stop_on_signals
 from lorafusion.launch.worker import Rank, RankOptions, run_rank
+from lorafusion.training.grid import Grid
 from lorafusion.training.team import Team
 
 
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--hang", type=float, default=300)
     parser.add_argument("--start", type=float, default=20)
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--places", type=int, default=10)
     parser.add_argument("--pause", type=float, default=0.01)
     parser.add_argument("--spans", type=int, default=1)
@@ -105,7 +107,7 @@ def main() -> None:
 
     options = RankOptions(
         arguments.file,
-        arguments.stages,
+        Grid(arguments.stages, arguments.replicas),
         arguments.output,
         hang_timeout_s=arguments.hang,
         start_timeout_s=arguments.start,

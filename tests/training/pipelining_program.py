@@ -39,6 +39,7 @@ from lorafusion.training.residents import Residents
 from lorafusion.training.revision import Revision
 from lorafusion.training.shard import JobShard
 from lorafusion.training.team import Team
+from lorafusion.training.turn import Turn
 
 STAGES, LAYERS = 2, 4
 # Rows of a sample, samples of a microbatch, microbatches of a step.
@@ -172,7 +173,7 @@ def make_plan(data: JobData) -> Plan:
 def lead(executor: Executor, team: Team, plan: Plan) -> None:
     team.post.publish(Revision(0, plan, last=True).message())
     for place in plan.places:
-        executor.forward(place, lambda: None)
+        executor.forward(Turn((place,)), lambda: None)
         if executor.full:
             executor.backward()
     while not executor.empty:

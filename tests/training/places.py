@@ -14,10 +14,11 @@ from lorafusion.jobs.schema import JobSpec
 from lorafusion.models.load import load_base
 from lorafusion.planner.plan import Place, PlannedSegment
 from lorafusion.training.alone import team_of_one
-from lorafusion.training.executor import Report
 from lorafusion.training.job import TrainingJob
 from lorafusion.training.job_setup import load_data, resolve
+from lorafusion.training.judge import Report
 from lorafusion.training.site import Site
+from lorafusion.training.turn import Turn
 
 
 class Bench:
@@ -70,7 +71,6 @@ class Bench:
 
     def run(self, place: Place) -> Report:
         """Forward, loss and backward of one place, and the steps that it completes."""
-        self.site.executor.forward(place, lambda: None)
-        report = self.site.executor.backward()
-        assert report is not None
+        self.site.executor.forward(Turn((place,)), lambda: None)
+        (report,) = self.site.executor.backward()
         return report

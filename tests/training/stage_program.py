@@ -48,10 +48,15 @@ def main() -> None:
         import_module(name)
     for line in sys.stdin:
         case = json.loads(line)
-        ranks = {fork(case, rank): rank for rank in range(case["stages"])}
+        ranks = {fork(case, rank): rank for rank in range(ranks_of(case))}
         codes = wait_for(ranks, case["timeout_s"])
         sys.stdout.write(json.dumps(codes) + "\n")
         sys.stdout.flush()
+
+
+def ranks_of(case: dict[str, Any]) -> int:
+    """How many there are."""
+    return case["stages"] * case["replicas"]
 
 
 def fork(case: dict[str, Any], rank: int) -> int:
@@ -78,7 +83,7 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
         os.dup2(os.open(path, flags, 0o600), number)
     os.environ |= {
         "RANK": str(rank),
-        "WORLD_SIZE": str(case["stages"]),
+        "WORLD_SIZE": str(ranks_of(case)),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(case["port"]),
     }
@@ -86,6 +91,7 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
     rank_command.command(
         Path(case["file"]),
         stages=case["stages"],
+        replicas=case["replicas"],
         output=Path(case["output"]),
         resume=case["resume"],
         as_json=True,

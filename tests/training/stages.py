@@ -1,4 +1,4 @@
-"""Runs over several stages in processes, and what their ranks said."""
+"""Runs over several stages and replicas in processes, and what their ranks said."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Case:
     coming: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]] = field(
         default_factory=dict[str, Any]
     )
+    replicas: int = 1
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,31 @@ def cut(
     return choose_cut(spec, config, data, Ground(find_device("cpu"), memory, stages, 10_000))
 
 
+def test_a_base_that_is_cut_over_ranks_leaves_more_room(
+    base: Path, jobs: list[dict[str, Any]]
+) -> None:
+    """A base of 164 KB in float32, 41 KB of them words: of two ranks each has 123 KB at most."""
+    spec: RunSpec = runs.make_spec(base, jobs)
+    config, tokenizer = check_base(str(base)), load_tokenizer(str(base))
+    data = [load_data(job, config, tokenizer)[1] for job in spec.jobs]
+
+    def recomputed(memory: float, share: float) -> bool:
+        ground = Ground(find_device("cpu"), memory, 1, capacity=96, share=share)
+        return choose_cut(spec, config, data, ground).recompute
+
+    def least(share: float) -> float:
+        """Bytes with which nothing is recomputed."""
+        low, high = 0.0, 1e9
+        while high - low > 1:
+            middle = (low + high) / 2
+            low, high = (middle, high) if recomputed(middle, share) else (low, middle)
+        return high
+
+    whole = 4 * (4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32) + 320 * 32)
+    saved = whole / 2 - 4 * 320 * 32
+    assert least(1.0) - least(0.5) == pytest.approx(saved, rel=0.01)
+
+
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_all_layers_in_order(stages: int, base: Path, jobs: list[dict[str, Any]]) -> None:
     layers = cut(base, jobs, PLENTY, stages).layers

@@ -9,6 +9,7 @@ import torch
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.gradients import GradientSum
 from lorafusion.training.optimizer import JobOptimizer, add_squares, judge, squares_of
+from lorafusion.training.team import NoPeers
 
 
 def spec(**settings: Any) -> JobSpec:
@@ -128,6 +129,11 @@ def test_the_norm_is_summed_in_float64_and_alike_over_any_stages() -> None:
         assert torch.equal(add_squares(add_squares(ZERO, squares[cut:]), squares[:cut]), whole)
 
 
+def finish(total: GradientSum) -> list[torch.Tensor]:
+    total.close()
+    return total.finish(NoPeers().total)
+
+
 def put(leaves: list[torch.Tensor], value: float) -> None:
     for leaf in leaves:
         leaf.grad = torch.full_like(leaf, value)
@@ -143,7 +149,7 @@ def test_gradients_add_in_the_order_of_the_batch_whatever_comes_first() -> None:
         for sample in arrival:
             put(leaves, values[sample])
             total.collect(sample)
-        assert total.finish()[0].tolist() == [1.0, 1.0]
+        assert finish(total)[0].tolist() == [1.0, 1.0]
         assert leaves[0].grad is None
 
 
@@ -158,7 +164,7 @@ def test_a_step_begins_at_zero_and_drops_what_was_held() -> None:
     for value in (1.0, 2.0):
         put(leaves, value)
         total.collect()
-    assert total.finish()[0].tolist() == [3.0, 3.0]
+    assert finish(total)[0].tolist() == [3.0, 3.0]
 
 
 def test_a_parameter_that_the_backward_did_not_reach_has_gradient_zero() -> None:
@@ -167,4 +173,4 @@ def test_a_parameter_that_the_backward_did_not_reach_has_gradient_zero() -> None
     total.begin(None)
     put(leaves[:1], 1.0)
     total.collect()
-    assert [g.tolist() for g in total.finish()] == [[1.0, 1.0], [0.0, 0.0, 0.0]]
+    assert [g.tolist() for g in finish(total)] == [[1.0, 1.0], [0.0, 0.0, 0.0]]

@@ -19,6 +19,7 @@ from lorafusion.planner.windows import next_window
 from lorafusion.training.queues import whole_queue
 from lorafusion.training.revision import Leave, Revision
 from lorafusion.training.team import Message
+from lorafusion.training.turn import whole_turns
 from tests.training.pipeline.jobs import LAYERS, LONGEST, make_data, make_job, plain_job
 from tests.training.pipeline.random_plans import random_window
 
@@ -32,7 +33,8 @@ class Settings:
     Attributes:
         number: Its seed.
         stages: That it is made for.
-        distance: Places between steps of a job; as many as there are stages, if it is right.
+        replicas: The same.
+        distance: Places between steps of a job; as many as there are ranks, if it is right.
         deterministic: Equal bytes are asked for.
         leaves: Jobs may leave before their end.
         plain: Jobs as :func:`plain_job` makes them, in windows of the planner.
@@ -40,6 +42,7 @@ class Settings:
 
     number: int
     stages: int
+    replicas: int = 1
     distance: int = 0
     deterministic: bool = False
     leaves: bool = True
@@ -68,15 +71,18 @@ class Course:
     poison: tuple[str, int, int] | None = None
     places: tuple[Place, ...] = ()
 
-    def steps(self) -> Iterator[tuple[int, str, int, tuple[int, ...]]]:
-        """Every step that counts: the place that completes it, job, step, and its samples."""
+    def steps(
+        self, replica: int = 0, replicas: int = 1
+    ) -> Iterator[tuple[int, str, int, tuple[int, ...]]]:
+        """Every step that counts: the place that completes it, job, step, its samples there."""
         samples: dict[tuple[str, int], tuple[int, ...]] = {}
         for position, place in enumerate(self.places):
             if place.kind != "train":
                 continue
             for segment in place.segments:
                 key = (segment.job, segment.step)
-                samples[key] = samples.get(key, ()) + segment.samples
+                here = segment.samples if position % replicas == replica else ()
+                samples[key] = samples.get(key, ()) + here
             for job, step in place.completes:
                 if position <= self.counts[job]:
                     yield position, job, step, samples[job, step]
@@ -84,7 +90,7 @@ class Course:
 
 def make_course(settings: Settings) -> Course:
     """A course by its settings; equal ones give equal courses."""
-    rng = random.Random(repr((settings.number, settings.stages)))
+    rng = random.Random(repr((settings.number, settings.stages * settings.replicas)))
     if settings.plain:
         jobs = [plain_job(rng, name) for name in "ab"]
     else:
@@ -105,7 +111,9 @@ class _Making:
         self._limits = Limits(
             3 * LONGEST if course.settings.plain else rng.randint(LONGEST, 5 * LONGEST),
             stages=course.settings.distance or course.settings.stages,
+            replicas=course.settings.replicas,
         )
+        self._ranks = course.settings.stages * course.settings.replicas
         specs = [JobSpec.model_validate(job) for job in course.jobs]
         self._queues: Sequence[JobQueue] = [whole_queue(spec, make_data(spec)) for spec in specs]
         self._here = {spec.name for spec in specs}
@@ -117,7 +125,7 @@ class _Making:
         """Go from place to place as rank 0 does."""
         while not (self._idle and self._position == len(self._places)):
             self._look()
-            self._position += 1
+            self._position += self._settings.replicas
         steps = self._steps_until(len(self._places))
         leaves = tuple(Leave(job, steps[job], save=True) for job in sorted(self._here))
         self._publish(Revision(len(self._places), None, leaves, last=True))
@@ -135,16 +143,17 @@ class _Making:
             # The other ranks may have posted the receive of this place already.
             leaves = self._let_go() if self._settings.leaves and rng.random() < 0.5 else ()
             later = not leaves and rng.random() < 0.4
-            start = rng.randint(place + 1, known) if later else place + 1
+            turn = self._settings.replicas
+            start = rng.randrange(place + turn, known + 1, turn) if later else place + turn
             del self._places[start:]
             self._publish_next(start, leaves, stop=rng.random() < 0.15)
-        elif place >= known - 1 or rng.random() < 0.1:
+        elif place >= known - self._settings.replicas or rng.random() < 0.1:
             self._publish_next(known, (), stop=False)
 
     def _let_go(self) -> tuple[Leave, ...]:
         """A job leaves early, with a checkpoint or without."""
         job = self._rng.choice(sorted(self._here))
-        until = self._position - self._settings.stages
+        until = self._position - self._ranks + self._settings.replicas - 1
         leave = Leave(job, self._steps_until(until + 1)[job], save=self._rng.random() < 0.7)
         self._here.remove(job)
         self._course.counts[job] = until
@@ -160,21 +169,20 @@ class _Making:
         ]
         if stop or not self._here or all(queue.empty for queue in left):
             self._idle = True
-            plan = Plan(self._limits, (Place("noop"),) * self._settings.stages)
+            plan = Plan(self._limits, (Place("noop"),) * self._ranks)
         else:
-            plan = self._window(left)
+            plan = whole_turns(self._window(left))
             verify_plan(plan, left)
         self._publish(Revision(start, plan, (*leaves, *self._ended())))
         self._places += plan.places
 
     def _ended(self) -> list[Leave]:
         """Jobs whose end rank 0 knows of; evals behind the last step may still be to come."""
-        steps = self._steps_until(self._position - self._settings.stages + 1)
+        heard = max(0, self._position - self._ranks + self._settings.replicas)
+        steps = self._steps_until(heard)
         planned = advance(self._queues, Plan(self._limits, tuple(self._places)))
         running = {
-            segment.job
-            for place in self._places[max(0, self._position - self._settings.stages) :]
-            for segment in place.segments
+            segment.job for place in self._places[max(0, heard - 1) :] for segment in place.segments
         }
         names = [queue.name for queue in planned if queue.empty and queue.name not in running]
         leaves = [Leave(name, steps[name], save=True) for name in names if name in self._here]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +11,7 @@ from lorafusion.planner.plan import Place
 from lorafusion.training import follow, site
 from lorafusion.training.executor import Executor
 from lorafusion.training.revision import Revision, Track
-
-Steps = Sequence[tuple[str, int]]
+from lorafusion.training.turn import Turn
 
 
 def plant(fault: str) -> None:
@@ -50,51 +48,66 @@ class EarlyTrack(Track):
 class _Alone(Executor):
     """Steps by itself; the verdicts come too late."""
 
-    def _step(self, position: int, steps: Steps) -> None:
+    def _step(self, position: int, turn: Turn) -> None:
         whole = torch.ones((), dtype=torch.float64)
-        super()._apply(position, steps, whole.expand(len(steps)))
+        super()._apply(position, turn, whole.expand(len(turn.completed)))
 
-    def _apply(self, position: int, due: Steps, verdicts: torch.Tensor) -> None:
+    def _apply(self, position: int, turn: Turn, verdicts: torch.Tensor) -> None:
         return
 
 
 class OwnCount(_Alone):
     """Steps once it has run as many samples forward as the batch has, as LoRAFusion does."""
 
-    def forward(self, place: Place, upcoming: Any) -> None:
+    def forward(self, turn: Turn, upcoming: Any) -> None:
         position = self.position
-        super().forward(place, upcoming)
-        if place.kind == "train":
-            for job, _ in place.completes:
-                shard = self._residents[job]
-                if shard.gradients._sum is None:
-                    shard.gradients.collect()
-                shard.complete(self._zero())
-            self._step(position, place.completes)
+        super().forward(turn, upcoming)
+        for _, job, _ in turn.completed:
+            shard = self._residents[job]
+            if shard.gradients._sum is None:
+                shard.gradients.collect()
+            shard.add_up(self._team.peers)
+            shard.complete(self._zero())
+        self._step(position, turn)
 
-    def _complete(self, place: Place, squares: torch.Tensor) -> torch.Tensor:
+    def _complete(self, entry: Any, squares: torch.Tensor) -> torch.Tensor:
         return squares
 
 
 class NoVerdict(_Alone):
     """Steps right after its own backward."""
 
-    def _complete(self, place: Place, squares: torch.Tensor) -> torch.Tensor:
-        squares = super()._complete(place, squares)
-        self._step(self.position, place.completes)
+    def _complete(self, entry: Any, squares: torch.Tensor) -> torch.Tensor:
+        squares = super()._complete(entry, squares)
+        self._step(self.position, entry.turn)
         return squares
 
 
 class LateVerdict(Executor):
     """Steps one place too late."""
 
-    _late: tuple[int, Steps, torch.Tensor] | None = None
+    _late: tuple[int, Turn, torch.Tensor] | None = None
 
-    def _apply(self, position: int, due: Steps, verdicts: torch.Tensor) -> None:
-        late, self._late = self._late, (position, due, verdicts)
+    def _apply(self, position: int, turn: Turn, verdicts: torch.Tensor) -> None:
+        late, self._late = self._late, (position, turn, verdicts)
         if late is not None:
             super()._apply(*late)
 
 
+class OwnGradient(Executor):
+    """Steps by its own replica's samples alone; the messages are the same."""
+
+    def _add_up(self, job: str, step: int) -> None:
+        total = self._residents[job].gradients.finish
+
+        def own(add_up: Any) -> list[torch.Tensor]:
+            return total(lambda tensors: add_up([tensor.clone() for tensor in tensors]))
+
+        self._residents[job].gradients.finish = own
+        super()._add_up(job, step)
+        self._residents[job].gradients.finish = total
+
+
 EXECUTORS = {"own_count": OwnCount, "no_verdict": NoVerdict, "late_verdict": LateVerdict}
 FAULTS = (*EXECUTORS, "completes_early")
+EXECUTORS["own_gradient"] = OwnGradient

@@ -1,8 +1,9 @@
 """Forks ranks that go through courses.
 
 Each line on stdin asks for some teams at a time, ``{"timeout_s", "teams": [{"courses", "base",
-"output", "stages", "port", "fault", "stage"}]}``, and is answered by what their ranks exited with,
-None for one that hung. The ranks are forks of this process: torch is imported once.
+"output", "stages", "replicas", "port", "fault", "stage"}]}``, and
+is answered by what their ranks exited with, None for one that hung. The ranks are forks of this
+process: torch is imported once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ prepare_environment()
 import torch  # noqa: E402
 from transformers import LlamaForCausalLM  # noqa: E402, F401
 
+from lorafusion.training.grid import Grid  # noqa: E402
 from tests.training.pipeline.courses import Course, Settings  # noqa: E402
 from tests.training.pipeline.rank import Duty, go_through, load_part  # noqa: E402
 from tests.training.stage_program import wait_for  # noqa: E402
@@ -32,12 +34,12 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         for team in request["teams"]:
-            for rank in range(team["stages"]):
-                load_part(team["base"], team["stages"], rank)
+            for stage in range(team["stages"]):
+                load_part(team["base"], team["stages"], stage)
         ranks = {
             fork(team, rank): (number, rank)
             for number, team in enumerate(request["teams"])
-            for rank in range(team["stages"])
+            for rank in range(team["stages"] * team["replicas"])
         }
         codes = wait_for(dict(zip(ranks, range(len(ranks)), strict=True)), request["timeout_s"])
         found: list[list[int | None]] = [[] for _ in request["teams"]]
@@ -61,7 +63,8 @@ def fork(team: dict[str, Any], rank: int) -> int:
         courses = [read_course(entry) for entry in json.loads(Path(team["courses"]).read_text())]
         fault = team["fault"] if rank == team["stage"] else ""
         paths = (team["base"], team["output"])
-        go_through(courses, Duty(*paths, rank, team["stages"], team["port"], fault))
+        grid = Grid(team["stages"], team["replicas"])
+        go_through(courses, Duty(*paths, rank, grid, team["port"], fault))
         sys.stderr.write(f"{sum(os.times()[:2]):.2f} s of CPU time\n")
         sys.stderr.flush()
         os._exit(0)

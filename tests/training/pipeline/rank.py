@@ -25,12 +25,13 @@ from lorafusion.models.part import Part
 from lorafusion.training import follow
 from lorafusion.training import site as site_module
 from lorafusion.training.alone import team_of_one
-from lorafusion.training.executor import Report
+from lorafusion.training.grid import Grid
 from lorafusion.training.job_setup import resolve
+from lorafusion.training.judge import Report
 from lorafusion.training.revision import Revision, Track
 from lorafusion.training.shard import JobShard
 from lorafusion.training.site import Site
-from lorafusion.training.team import Team
+from lorafusion.training.team import Peers, Team
 from lorafusion.training.trace import Trace
 from tests.training.pipeline.courses import Course
 from tests.training.pipeline.faults import plant
@@ -48,7 +49,7 @@ class Duty:
         base: Folder.
         output: Folder for what it found.
         rank: Its number.
-        stages: How many ranks there are.
+        grid: Stages and replicas.
         port: Where they meet.
         fault: See :mod:`tests.training.pipeline.faults`.
     """
@@ -56,7 +57,7 @@ class Duty:
     base: str
     output: str
     rank: int
-    stages: int
+    grid: Grid
     port: int
     fault: str = ""
 
@@ -94,7 +95,7 @@ class _Here:
 
     def keep(self, job: str, step: int) -> None:
         """On one process a job goes on where others have left: keep its state at their last."""
-        if self.course.final.get(job) == step and self.team.stages == 1:
+        if self.course.final.get(job) == step and not self.team.others:
             tensors = self.shards[job].tensors()
             self.snapshots[job] = {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -113,8 +114,8 @@ def go_through(courses: Sequence[Course], duty: Duty) -> None:
     plant(duty.fault)
     recorder = Steps()
     alone = nullcontext(replace(team_of_one(), recorder=recorder))
-    with alone if duty.stages == 1 else join_team(_options(duty, recorder)) as team:
-        base = load_part(duty.base, duty.stages, duty.rank)
+    with alone if duty.grid.ranks == 1 else join_team(_options(duty, recorder)) as team:
+        base = load_part(duty.base, duty.grid.stages, team.stage)
         for course in courses:
             recorder.steps.clear()
             here = _put_on_stage(course, base, team)
@@ -124,15 +125,16 @@ def go_through(courses: Sequence[Course], duty: Duty) -> None:
 
 
 @functools.cache
-def load_part(base: str, stages: int, rank: int) -> Base:
+def load_part(base: str, stages: int, stage: int) -> Base:
     """What a rank holds of it. Asked for before a fork, it is there behind it."""
-    start, stop = CUTS[stages][rank : rank + 2]
+    start, stop = CUTS[stages][stage : stage + 2]
     return load_base(base, "float64", Part(range(start, stop), LAYERS))
 
 
 def _options(duty: Duty, recorder: Steps) -> TeamOptions:
     address = f"localhost:{duty.port}"
-    world = World(duty.rank, duty.stages, duty.rank, duty.stages, address, "localhost")
+    rank, ranks = duty.rank, duty.grid.ranks
+    world = World(rank, ranks, rank, ranks, address, "localhost", replicas=duty.grid.replicas)
     return TeamOptions(world, lambda _: recorder, start_timeout_s=30.0, hang_timeout_s=20.0)
 
 
@@ -156,21 +158,21 @@ def _put_on_stage(course: Course, base: Base, team: Team) -> _Here:
 
 def _poison(shard: JobShard, step: int, layer: int) -> None:
     """Make the gradient of a step infinite in one layer, wherever that is."""
-    complete = shard.complete
+    add_up = shard.add_up
 
-    def poisoned(squares: torch.Tensor) -> torch.Tensor:
-        whole = shard.gradients.finish()
-        for name, gradient in zip(shard.parameters, whole, strict=True):
+    def poisoned(peers: Peers) -> None:
+        add_up(peers)
+        for name, gradient in zip(shard.parameters, shard._whole or (), strict=True):
             if shard.step + 1 == step and f"layers.{layer}." in name:
                 gradient.fill_(torch.inf)
-        return complete(squares)
 
-    shard.complete = poisoned
+    shard.add_up = poisoned
 
 
 def lead(here: _Here) -> None:
     """Rank 0 in a course: as :class:`lorafusion.training.loop.TrainingLoop`, by heart."""
-    site, executor, track = here.site, here.site.executor, Track()
+    site, executor = here.site, here.site.executor
+    track = Track(here.team.replicas)
     coming = deque((at, Revision.read(message)) for at, message in here.course.revisions)
     while True:
         while coming and coming[0][0] == executor.position:
@@ -181,12 +183,12 @@ def lead(here: _Here) -> None:
             track.add(revision)
             for leave in revision.leaves:
                 site.residents.stop_at(leave)
-        place = track.take(executor.position, _never)
+        turn = track.take(executor.position, _never)
         for leave in track.leaves(executor.position):
             site.residents.leave(leave)
-        if place is None:
+        if turn is None:
             return
-        executor.forward(place, _unknown)
+        executor.forward(turn, _unknown)
         if executor.full:
             _hear(here)
 
@@ -196,18 +198,17 @@ def _follow(here: _Here) -> None:
 
 
 def _hear(here: _Here) -> None:
-    report = here.site.executor.backward()
-    assert report is not None
-    here.reports.append(report)
-    if report.place.kind == "train":
-        for job, step in report.place.completes:
-            here.keep(job, step)
+    for report in here.site.executor.backward():
+        here.reports.append(report)
+        if report.place.kind == "train":
+            for job, step in report.place.completes:
+                here.keep(job, step)
 
 
 def _write(here: _Here, recorder: Steps, path: Path) -> None:
     """What this stage found, for the test to compare."""
     names = ("losses", "failed", "squares", "verdicts")
-    reports = [{name: getattr(report, name).tolist() for name in names} for report in here.reports]
+    reports = [{name: list(getattr(report, name)) for name in names} for report in here.reports]
     gave_up = sorted(here.site.executor._compute.failed)
     steps = {job: here.shards[job].step for job in here.course.final}
     found = {"reports": reports, "stepped": recorder.steps, "gave_up": gave_up, "steps": steps}
@@ -219,7 +220,7 @@ def _meet(team: Team) -> None:
     """Rank 0 begins the next course once all others are through: they poll for revisions."""
     if not team.first:
         team.post.report({"kind": "through"})
-    waiting = team.stages - 1 if team.first else 0
+    waiting = team.others if team.first else 0
     while waiting:
         waiting -= team.post.wait()[1]["kind"] == "through"
 

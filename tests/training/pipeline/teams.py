@@ -29,12 +29,13 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Asked:
-    """A team: how many ranks, what they go through, and what is wrong on one stage."""
+    """A team: what its ranks go through, and what is wrong on the rank with number ``stage``."""
 
     stages: int
     courses: Sequence[Course]
     fault: str = ""
     stage: int = 0
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Answer:
         """What each stage found in a course."""
         return [
             Found.read(self.folder / f"{course.settings.number}-{rank}")
-            for rank in range(self.asked.stages)
+            for rank in range(self.asked.stages * self.asked.replicas)
         ]
 
     def errors(self) -> str:
@@ -110,7 +111,12 @@ class Teams:
             courses = output / "courses.json"
             courses.write_text(json.dumps([asdict(course) for course in team.courses]))
             paths = {"courses": str(courses), "base": str(self._base), "output": str(output)}
-            settings = {"stages": team.stages, "fault": team.fault, "stage": team.stage}
+            settings = {
+                "stages": team.stages,
+                "replicas": team.replicas,
+                "fault": team.fault,
+                "stage": team.stage,
+            }
             teams.append({**paths, **settings, "port": _free_port()})
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps({"teams": teams, "timeout_s": timeout_s}) + "\n")
@@ -124,12 +130,13 @@ class Teams:
         ]
 
 
-def differences(course: Course, alone: Sequence[Found], found: Sequence[Found]) -> list[str]:
-    """How a course on several stages differs from the same on one; each stage by itself too."""
+def differences(course: Course, alone: Sequence[Found], answer: Answer) -> list[str]:
+    """How a course on several ranks differs from the same on one; each rank by itself too."""
+    found, replicas = answer.of(course), answer.asked.replicas
     return [
         *_of_results(course, alone[0], found[0]),
-        *_of_steps(course, [*alone, *found]),
-        *_of_states(course, alone[0], found),
+        *_of_steps(course, [*alone, *found], replicas),
+        *_of_states(course, alone[0], found, replicas),
     ]
 
 
@@ -159,23 +166,26 @@ def _of_results(course: Course, alone: Found, found: Found) -> Iterator[str]:
                     yield f"place {at}: {name} of {job} #{step}: {b}, alone {a}"
 
 
-def _of_steps(course: Course, stages: Sequence[Found]) -> Iterator[str]:
-    """Samples whose gradients went into each step, on each stage, against the plan."""
-    expected = list(course.steps())
+def _of_steps(course: Course, stages: Sequence[Found], replicas: int) -> Iterator[str]:
+    """Samples whose gradients went into each step, on each rank, against the plan."""
     for number, stage in enumerate(stages):  # the first is the one process
         # There a job goes on until its places end.
         mine = [entry for entry in stage.stepped if entry[0] <= course.counts[entry[1]]]
+        replica = (number - 1) // ((len(stages) - 1) // replicas)
+        expected = list(course.steps() if number == 0 else course.steps(replica, replicas))
         if (mine if number == 0 else list(stage.stepped)) != expected:
-            yield f"stage {number - 1}: steps {stage.stepped}, by the plan {expected}"
+            yield f"rank {number - 1}: steps {stage.stepped}, by the plan {expected}"
         if stage.gave_up:
             yield f"stage {number - 1}: gave up {stage.gave_up}"
         if number and stage.steps != course.final:
             yield f"stage {number - 1}: ended at {stage.steps} instead of {course.final}"
 
 
-def _of_states(course: Course, alone: Found, found: Sequence[Found]) -> Iterator[str]:
-    """Parameters and moments: each on one stage, and the same."""
-    names = [name for stage in found for name in stage.states]
+def _of_states(
+    course: Course, alone: Found, found: Sequence[Found], replicas: int
+) -> Iterator[str]:
+    """Parameters and moments: each on one stage of every replica, and the same."""
+    names = [name for stage in found[: len(found) // replicas] for name in stage.states]
     if sorted(names) != sorted(alone.states):
         yield f"{len(names)} tensors instead of {len(alone.states)}"
     for name, got in [entry for stage in found for entry in stage.states.items()]:

@@ -33,13 +33,23 @@ def test_each_fault_is_found(teams: Teams) -> None:
         assert said, f"{answer.asked.fault} on stage {answer.asked.stage} was not found out"
 
 
+def test_a_replica_that_steps_alone_is_found(teams: Teams) -> None:
+    course = make_course(Settings(2, 1, 2, plain=True))
+    asked = [Asked(1, [course]), Asked(1, [course], replicas=2)]
+    wrong = Asked(1, [course], "own_gradient", 1, replicas=2)
+    alone, sound, answer = teams.run([*asked, wrong], timeout_s=60)
+    assert found_out(alone, sound, course) is None, sound.errors()
+    said = found_out(alone, answer, course)
+    assert said and said != "raised", answer.errors()
+
+
 def found_out(alone: Answer, answer: Answer, course: Course) -> str | None:
     """What shows that a team did wrong: it raised, or its results differ. None: nothing does."""
     assert set(alone.codes) == {0}, alone.errors()
     assert None not in answer.codes, f"it hangs: {answer.errors()}"
     if set(answer.codes) != {0}:
         return "raised"
-    return "\n".join(differences(course, alone.of(course), answer.of(course))) or None
+    return "\n".join(differences(course, alone.of(course), answer)) or None
 
 
 def begins_at_once(course: Course) -> bool:

@@ -1,0 +1,91 @@
+"""A job's losses and weights do not depend on how many replicas it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import make_llama, make_tokenizer
+from tests.training import runs
+from tests.training.stages import LONGEST, Case, Stages
+
+pytestmark = pytest.mark.multiproc
+Jobs = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    make_tokenizer(folder)
+    make_llama(folder, tied=True, layers=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stages(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    with Stages(tmp_path_factory.mktemp("stages"), base) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """They differ in everything, clip, drop out, are evaluated, and end at different times."""
+    return [
+        {**job, "max_seq_len": LONGEST}
+        for job in runs.four_jobs(tmp_path_factory.mktemp("rows"), steps=20)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process, in float64."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs.run(folder, base, jobs, dtype="float64")
+    return folder
+
+
+def train(stages: Stages, case: Case, jobs: Jobs, **settings: Any) -> None:
+    ended = stages.run(case, jobs, **settings)
+    assert ended.codes == [0] * (case.stages * case.replicas), ended.err
+    assert {job["state"] for job in ended.jobs.values()} == {"succeeded"}
+
+
+def assert_equal(found: Path, expected: Path, base: Path, jobs: Jobs, what: str) -> None:
+    """Every job's change of the weights as one vector, and its losses, in float64."""
+    weights = losses = 0.0
+    for job in jobs:
+        ours, theirs = found / job["name"], expected / job["name"]
+        start = runs.initial(base, job, "float64")
+        changes = [runs.change(runs.state(folder), start) for folder in (ours, theirs)]
+        weights = max(weights, runs.total_difference(*changes))
+        losses = max(losses, runs.loss_difference(runs.losses(ours), runs.losses(theirs)))
+    runs.figure(f"{what}, float64: change of weights after 20 steps", weights)
+    runs.figure(f"{what}, float64: losses", losses)
+    assert weights <= 1e-9
+    assert losses <= 1e-9
+
+
+@pytest.mark.parametrize(("count", "replicas"), [(1, 2), (2, 2), (1, 3)])
+def test_float64_on_replicas_equals_one_process(
+    count: int, replicas: int, base: Path, jobs: Jobs, alone: Path, stages: Stages, tmp_path: Path
+) -> None:
+    train(stages, Case(tmp_path, count, replicas=replicas), jobs, dtype="float64")
+    assert_equal(tmp_path, alone, base, jobs, f"{replicas} replicas of {count} stages")
+
+
+def test_deterministic_mode_gives_equal_bytes(
+    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
+    short = [{**job, "max_steps": 5 + i} for i, job in enumerate(jobs)]
+    runs.run(tmp_path / "one", base, short, **settings)
+    train(stages, Case(tmp_path / "2", 1, replicas=2), short, **settings)
+    train(stages, Case(tmp_path / "2x2", 2, replicas=2), short[:2], recompute=True, **settings)
+    for folder in ("2", "2x2"):
+        for job in short:
+            if (tmp_path / folder / job["name"]).exists():
+                one = tmp_path / "one" / job["name"]
+                runs.assert_same_bytes(tmp_path / folder / job["name"], one)
