@@ -226,7 +226,7 @@ def _trace(rank: Rank, offset_s: float) -> Recorder:
     from lorafusion.training.recorders import make_recorder
 
     traces = Traces.of(rank.output, rank.options.trace)
-    return make_recorder(traces, rank.world.rank, rank.world.ranks, offset_s=offset_s)
+    return make_recorder(traces, rank.world.rank, rank.options.grid, offset_s=offset_s)
 
 
 def _check_base(rank: Rank) -> None:

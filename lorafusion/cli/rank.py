@@ -122,7 +122,7 @@ def _lead(rank: Rank, team: Team, events: Events) -> RunResult:
         result = lead_run(rank, team, told)
     if rank.options.trace != "off":
         events.status("drawing the pipeline")
-        for note in write_pipeline_report(rank.output / FOLDER, team.grid.ranks):
+        for note in write_pipeline_report(rank.output / FOLDER, team.stages):
             events.note(note)
     write_end_report(rank.output, events)
     return result
