@@ -23,6 +23,7 @@ from torch import nn
 
 from lorafusion.adapters.adapted import weight_NK
 from lorafusion.adapters.initial import resolve_adapter
+from lorafusion.adapters.lora import LoraConfig
 from lorafusion.bench.inputs import SPEC_FILE
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.kernels.cross_entropy.chunks import chunks
@@ -172,10 +173,11 @@ def _timed(
 
 
 def _with_gradient(base: Base, spec: RunSpec, jobs: Collection[str]) -> frozenset[str]:
-    adapters = [job.adapter for job in spec.jobs if job.name in jobs]
-    targets = {
-        name for adapter in adapters for name in resolve_adapter(adapter, base.names).targets
-    }
+    targets: set[str] = set()
+    for job in spec.jobs:
+        if job.name in jobs:
+            assert isinstance(job.adapter, LoraConfig), "no other was measured by ours"
+            targets |= set(resolve_adapter(job.adapter, base.names).targets)
     return linears_with_gradient(base, targets)
 
 
