@@ -81,13 +81,16 @@ class Products:
         self._chunk_rows = max(1, CHUNK_BYTES // (words * self._head_VD.element_size()))
         self._logits = torch.empty(words * self._chunk_rows, dtype=base.dtype)
 
-    def run(self, rows: int, labelled: int, with_gradient: Collection[str]) -> None:
-        """All of a place; ``with_gradient``: the linears whose input has one."""
+    def layers(self, rows: int, with_gradient: Collection[str]) -> None:
+        """Those of a place's layers; ``with_gradient``: the linears whose input has one."""
         for name, weight in self._weights.items():
             out, wide = weight.shape
             torch.mm(self._given[wide][:rows], weight.T, out=self._made[out][:rows])
             if name in with_gradient:
                 torch.mm(self._given[out][:rows], weight, out=self._made[wide][:rows])
+
+    def head(self, labelled: int) -> None:
+        """Those of its head."""
         words, wide = self._head_VD.shape
         row_bytes = words * self._head_VD.element_size()
         for part in chunks(labelled, row_bytes, CHUNK_BYTES):
@@ -153,7 +156,8 @@ def main(folder: Path) -> None:
     behind = {jobs: _with_gradient(base, spec, jobs) for jobs in {place.jobs for place in places}}
     with torch.no_grad():
         products = Products(base, max(place.rows for place in places))
-        products.run(64, 8, base.names.linears)  # reads the weights
+        products.layers(64, base.names.linears)  # reads the weights
+        products.head(8)
         for event in _timed(products, places, behind):
             _say(event="step", **event)
     _say(event="done", peak_rss_mb=peak_rss_mb())
@@ -166,7 +170,8 @@ def _timed(
 ) -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
     for place in places:
-        products.run(place.rows, place.labelled, behind[place.jobs])
+        products.layers(place.rows, behind[place.jobs])
+        products.head(place.labelled)
         seconds = time.perf_counter() - started
         for job, step, tokens in place.completes:
             yield {"job": job, "step": step, "loss": math.nan, "tokens": tokens, "s": seconds}

@@ -76,7 +76,9 @@ def test_it_multiplies_as_much_as_the_base_needs(base: Base) -> None:
     sizes = {name: base.tensors[f"{name}.weight"].numel() for name in base.names.linears}
     head = base.model.get_output_embeddings().weight.numel()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        Products(base, 50).run(37, 11, some)
+        products = Products(base, 50)
+        products.layers(37, some)
+        products.head(11)
     forward, backward = sum(sizes.values()), sum(sizes[name] for name in some)
     assert counted.get_total_flops() == 2 * (37 * (forward + backward) + 11 * 2 * head)
 
