@@ -7,14 +7,18 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
 
 namespace {
 
-constexpr int ROWS = 8;       // rows of a block: with one vector of ranks, 8 accumulators
-constexpr int CHUNK = 512;    // columns converted at once: 8 rows of floats fit a 32 KB L1 cache
+// A product keeps its sums in registers: of so many rows by one vector, or by two, which need half
+// the loads. Six by two fill AVX2's sixteen registers.
+constexpr int SINGLE = LANES == 16 ? 16 : 8, PAIR = LANES == 16 ? 12 : 6;
+constexpr int BLOCK = 48;     // rows, or columns, of a task: a multiple of both
+constexpr int CHUNK = 512;    // columns dropped at once, at most
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull;
 
 struct Job {
@@ -95,39 +99,103 @@ inline void load(Matrix<T> x, int64_t row, int64_t first, int count, const Job& 
   if (!keys.empty() && job.threshold) drop(out, keys[row], first, count, job.threshold);
 }
 
-std::vector<Block> blocks(const Job* jobs, int64_t count, int64_t size) {
+// As it is where floats can be read as they are; else loaded into `room`.
+template <class T>
+inline const float* loaded(Matrix<T> x, int64_t row, int64_t first, int count, const Job& job,
+                           const RowKeys& keys, float* room) {
+  if constexpr (std::is_same_v<T, const float>)
+    if (keys.empty() || !job.threshold) return x.at(row, first);
+  load(x, row, first, count, job, keys, room);
+  return room;
+}
+
+std::vector<Block> blocks(const Job* jobs, int64_t count) {
   std::vector<Block> out;
   for (const Job* job = jobs; job < jobs + count; job++)
-    for (int64_t row = job->start; row < job->stop; row += size)
-      out.push_back({job, row, std::min(row + size, job->stop)});
+    for (int64_t row = job->start; row < job->stop; row += BLOCK)
+      out.push_back({job, row, std::min(row + BLOCK, job->stop)});
   return out;
 }
 
-// [rows, columns] -> [columns, padded(rows)] or, untransposed, [rows, padded(columns)]; zeros after
-std::vector<float> pack(const float* in, int64_t rows, int64_t columns, bool transpose) {
-  const int64_t width = padded(transpose ? rows : columns);
-  std::vector<float> out((transpose ? columns : rows) * width, 0.0f);
-  if (transpose) {
-    for (int64_t c = 0; c < columns; c++)
-      for (int64_t r = 0; r < rows; r++) out[c * width + r] = in[r * columns + c];
-  } else {
-    for (int64_t r = 0; r < rows; r++)
-      std::copy(in + r * columns, in + (r + 1) * columns, out.begin() + r * width);
-  }
-  return out;
-}
+// A job's factor as F [rank, columns], whichever way round it is stored.
+struct Factor {
+  const float* data;
+  int64_t rank_step, column_step;
+  Factor(const Job& job, int64_t columns, bool of_b)
+      : data(of_b ? job.b : job.a), rank_step(of_b ? 1 : columns),
+        column_step(of_b ? job.rank : 1) {}
+  float at(int64_t r, int64_t c) const { return data[r * rank_step + c * column_step]; }
+};
 
-// Every job's factor, packed. `of_b` takes B [columns, rank], else A [rank, columns].
-std::vector<std::vector<float>> pack_factors(const Job* jobs, int64_t count, int64_t columns,
-                                             bool of_b, bool transpose) {
-  std::vector<std::vector<float>> out(count);
+using Packed = std::vector<std::vector<float>>;
+
+// Of every job [columns, padded(rank)]; zeros after its rank.
+Packed by_column(const Job* jobs, int64_t count, int64_t columns, bool of_b) {
+  Packed out(count);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t i = 0; i < count; i++) {
-    const Job& job = jobs[i];
-    out[i] = of_b ? pack(job.b, columns, job.rank, transpose)
-                  : pack(job.a, job.rank, columns, transpose);
+    const Factor f(jobs[i], columns, of_b);
+    const int64_t rank = jobs[i].rank, width = padded(rank);
+    out[i].assign(columns * width, 0.0f);
+    for (int64_t c = 0; c < columns; c++)
+      for (int64_t r = 0; r < rank; r++) out[i][c * width + r] = f.at(r, c);
   }
   return out;
+}
+
+// Of every job [columns / PANEL, rank, PANEL]: what a product reads lies side by side.
+constexpr int PANEL = 2 * LANES;
+Packed by_panel(const Job* jobs, int64_t count, int64_t columns, bool of_b) {
+  Packed out(count);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < count; i++) {
+    const Factor f(jobs[i], columns, of_b);
+    const int64_t rank = jobs[i].rank;
+    out[i].assign((columns + PANEL - 1) / PANEL * PANEL * rank, 0.0f);
+    for (int64_t c = 0; c < columns; c++)
+      for (int64_t r = 0; r < rank; r++)
+        out[i][(c / PANEL * rank + r) * PANEL + c % PANEL] = f.at(r, c);
+  }
+  return out;
+}
+
+// sum[t] += over c < count of rows[t][c · step] · factor[c, ..], for M rows and V vectors. Each
+// sum grows in the order of its terms, whatever M and V are.
+template <int V, int M>
+inline void add_products(vec (&sum)[M][V], const float* const* rows, int64_t step, int64_t count,
+                         const float* factor, int64_t width) {
+  for (int64_t c = 0; c < count; c++) {
+    vec f[V];
+    for (int v = 0; v < V; v++) f[v] = *vector(factor + c * width + v * LANES);
+    for (int t = 0; t < M; t++) {
+      const vec x = splat(rows[t][c * step]);
+      for (int v = 0; v < V; v++) sum[t][v] += x * f[v];
+    }
+  }
+}
+
+template <int V, int M>
+inline void multiply(const float* const* rows, int64_t step, int64_t count, const float* factor,
+                     int64_t width, float* sums) {
+  vec sum[M][V];
+  for (int t = 0; t < M; t++)
+    for (int v = 0; v < V; v++) sum[t][v] = *vector(sums + t * width + v * LANES);
+  add_products<V, M>(sum, rows, step, count, factor, width);
+  for (int t = 0; t < M; t++)
+    for (int v = 0; v < V; v++) *vector(sums + t * width + v * LANES) = sum[t][v];
+}
+
+// The same for `count` of BLOCK rows and all of `width`, a multiple of LANES. The rows behind them
+// must be there, what comes of them is not read.
+inline void multiply_all(const float* const* rows, int count, int64_t step, int64_t depth,
+                         const float* factor, int64_t width, float* sums) {
+  int64_t r = 0;
+  for (; r + 2 * LANES <= width; r += 2 * LANES)
+    for (int t = 0; t < count; t += PAIR)
+      multiply<2, PAIR>(rows + t, step, depth, factor + r, width, sums + t * width + r);
+  for (; r < width; r += LANES)
+    for (int t = 0; t < count; t += SINGLE)
+      multiply<1, SINGLE>(rows + t, step, depth, factor + r, width, sums + t * width + r);
 }
 
 // --- out[t, r] = scale · sum over c of x[t, c] · factor[c, r]: S from A, dS from B
@@ -135,74 +203,87 @@ std::vector<std::vector<float>> pack_factors(const Job* jobs, int64_t count, int
 template <class T>
 void to_ranks(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
               float* out, int64_t R) {
-  const auto factors = pack_factors(jobs, count, x.columns, of_b, !of_b);
+  constexpr int DEPTH = 128;  // columns at once: rows and factor of rank 16 fit a 32 KB L1 cache
+  const Packed factors = by_column(jobs, count, x.columns, of_b);
   const RowKeys row_key = row_keys(jobs, count, keys);
-  const std::vector<Block> work = blocks(jobs, count, 4 * ROWS);
+  const std::vector<Block> work = blocks(jobs, count);
 #pragma omp parallel for schedule(dynamic)
   for (size_t i = 0; i < work.size(); i++) {
     const Job& job = *work[i].job;
-    const int64_t width = padded(job.rank);
+    const int64_t width = padded(job.rank), top = work[i].first;
+    const int rows = (int)(work[i].last - top);
     const float* factor = factors[work[i].job - jobs].data();
-    std::vector<float> sums(ROWS * width);
-    for (int64_t top = work[i].first; top < work[i].last; top += ROWS) {
-      const int rows = (int)std::min<int64_t>(ROWS, work[i].last - top);
-      std::fill(sums.begin(), sums.end(), 0.0f);
-      for (int64_t first = 0; first < x.columns; first += CHUNK) {
-        const int columns = (int)std::min<int64_t>(CHUNK, x.columns - first);
-        float values[ROWS][CHUNK];
-        for (int t = 0; t < rows; t++) load(x, top + t, first, columns, job, row_key, values[t]);
-        for (int t = rows; t < ROWS; t++) std::memset(values[t], 0, columns * sizeof(float));
-        for (int64_t r = 0; r < width; r += LANES) {
-          vec sum[ROWS];
-          for (int t = 0; t < ROWS; t++) sum[t] = *vector(&sums[t * width + r]);
-          for (int c = 0; c < columns; c++) {
-            const vec f = *(const vec*)(factor + (first + c) * width + r);
-            for (int t = 0; t < ROWS; t++) sum[t] += splat(values[t][c]) * f;
-          }
-          for (int t = 0; t < ROWS; t++) *vector(&sums[t * width + r]) = sum[t];
-        }
-      }
-      const float scale = of_b ? (float)job.scale : 1.0f;
+    std::vector<float> sums(BLOCK * width, 0.0f);
+    float room[BLOCK][DEPTH];
+    const float* values[BLOCK];
+    for (int64_t first = 0; first < x.columns; first += DEPTH) {
+      const int depth = (int)std::min<int64_t>(DEPTH, x.columns - first);
       for (int t = 0; t < rows; t++)
-        for (int64_t r = 0; r < job.rank; r++)
-          out[(top + t) * R + r] = sums[t * width + r] * scale;
+        values[t] = loaded(x, top + t, first, depth, job, row_key, room[t]);
+      std::fill(values + rows, values + BLOCK, values[0]);
+      multiply_all(values, rows, 1, depth, factor + first * width, width, sums.data());
     }
+    const float scale = of_b ? (float)job.scale : 1.0f;
+    for (int t = 0; t < rows; t++)
+      for (int64_t r = 0; r < job.rank; r++)
+        out[(top + t) * R + r] = sums[t * width + r] * scale;
   }
 }
 
 // --- y[t, c] += scale · D(sum over r of s[t, r] · factor[r, c]): Y from Bᵀ, dX from A
 
+using Sums = vec[PAIR][2];
+
+inline void store(const Sums& sum, float* out, int64_t stride) {
+  for (int t = 0; t < PAIR; t++)
+    for (int v = 0; v < 2; v++) *vector(out + t * stride + v * LANES) = sum[t][v];
+}
+
+inline void add(const Sums& sum, float scale, float* out, int64_t stride) {
+  for (int t = 0; t < PAIR; t++)
+    for (int v = 0; v < 2; v++) {
+      vec* there = vector(out + t * stride + v * LANES);
+      *there = *there + sum[t][v] * splat(scale);
+    }
+}
+
 template <class T>
 void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
                 const float* s, int64_t R) {
-  const auto factors = pack_factors(jobs, count, y.columns, of_b, of_b);
+  const Packed factors = by_panel(jobs, count, y.columns, of_b);
   const RowKeys row_key = row_keys(jobs, count, keys);
-  const int64_t width = padded(y.columns);
-  const std::vector<Block> work = blocks(jobs, count, 4 * ROWS);
+  const std::vector<Block> work = blocks(jobs, count);
 #pragma omp parallel for schedule(dynamic)
   for (size_t i = 0; i < work.size(); i++) {
     const Job& job = *work[i].job;
+    const bool drops = keys && job.threshold;
     const float* factor = factors[work[i].job - jobs].data();
     const float scale = of_b ? (float)job.scale : 1.0f;
-    const Matrix<const float> ranks{s, R, R};
-    for (int64_t top = work[i].first; top < work[i].last; top += ROWS) {
-      const int rows = (int)std::min<int64_t>(ROWS, work[i].last - top);
+    for (int64_t top = work[i].first; top < work[i].last; top += PAIR) {
+      const int rows = (int)std::min<int64_t>(PAIR, work[i].last - top);
+      const float* ranks[PAIR];
+      for (int t = 0; t < PAIR; t++) ranks[t] = s + (top + std::min(t, rows - 1)) * R;
       for (int64_t first = 0; first < y.columns; first += CHUNK) {
         const int columns = (int)std::min<int64_t>(CHUNK, y.columns - first);
-        float values[ROWS][CHUNK];
-        for (int c = 0; c < columns; c += LANES) {
-          vec sum[ROWS] = {};
-          const float* f = factor + first + c;
-          for (int64_t r = 0; r < job.rank; r++, f += width)
-            for (int t = 0; t < ROWS; t++)
-              sum[t] += splat(*ranks.at(top + std::min(t, rows - 1), r)) * *(const vec*)f;
-          for (int t = 0; t < ROWS; t++) *vector(&values[t][c]) = sum[t] * splat(scale);
+        // Whole panels of floats are added as they are made; the rest goes through `values`.
+        const bool as_made = std::is_same_v<T, float> && !drops && rows == PAIR;
+        const int done = as_made ? columns / PANEL * PANEL : 0;
+        float values[PAIR][CHUNK];
+        for (int c = 0; c < columns; c += PANEL) {
+          Sums sum = {};
+          add_products<2, PAIR>(sum, ranks, 1, job.rank, factor + (first + c) * job.rank, PANEL);
+          if constexpr (std::is_same_v<T, float>)
+            if (c < done) {
+              add(sum, scale, y.at(top, first + c), y.stride);
+              continue;
+            }
+          store(sum, &values[0][c], CHUNK);
         }
-        for (int t = 0; t < rows; t++) {
-          if (keys && job.threshold)
-            drop(values[t], row_key[top + t], first, columns, job.threshold);
+        for (int t = 0; done < columns && t < rows; t++) {
+          if (drops) drop(values[t], row_key[top + t], first, columns, job.threshold);
           T* out = y.at(top + t, first);
-          for (int c = 0; c < columns; c++) narrow(widen(out[c]) + values[t][c], out[c]);
+          for (int c = done; c < columns; c++)
+            narrow(widen(out[c]) + values[t][c] * scale, out[c]);
         }
       }
     }
@@ -214,7 +295,7 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
 template <class T>
 void over_rows(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bool of_b,
                const float* s, int64_t R) {
-  constexpr int COLUMNS = 64, SUMS = LANES == 16 ? 16 : 8, DEPTH = 64;  // sums: registers
+  constexpr int COLUMNS = 4 * BLOCK, DEPTH = 32;  // a narrower strip of X is slow to read
   const RowKeys row_key = row_keys(jobs, count, keys);
   std::vector<Block> work;
   for (const Job* job = jobs; job < jobs + count; job++)
@@ -227,22 +308,15 @@ void over_rows(Matrix<T> x, const Job* jobs, int64_t count, const Keys* keys, bo
     const int columns = (int)(work[i].last - first);
     std::vector<float> sums(COLUMNS * width, 0.0f), ranks(DEPTH * width, 0.0f);
     float values[DEPTH][COLUMNS] = {};
+    const float* of_column[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) of_column[c] = &values[0][c];
     for (int64_t top = job.start; top < job.stop; top += DEPTH) {
       const int depth = (int)std::min<int64_t>(DEPTH, job.stop - top);
       for (int t = 0; t < depth; t++) {
         load(x, top + t, first, columns, job, row_key, values[t]);
         std::memcpy(&ranks[t * width], s + (top + t) * R, job.rank * sizeof(float));
       }
-      for (int64_t r = 0; r < width; r += LANES)
-        for (int half = 0; half < columns; half += SUMS) {
-          vec sum[SUMS];
-          for (int c = 0; c < SUMS; c++) sum[c] = *vector(&sums[(half + c) * width + r]);
-          for (int t = 0; t < depth; t++) {
-            const vec rank = *vector(&ranks[t * width + r]);
-            for (int c = 0; c < SUMS; c++) sum[c] += splat(values[t][half + c]) * rank;
-          }
-          for (int c = 0; c < SUMS; c++) *vector(&sums[(half + c) * width + r]) = sum[c];
-        }
+      multiply_all(of_column, columns, COLUMNS, depth, ranks.data(), width, sums.data());
     }
     const float scale = of_b ? (float)job.scale : 1.0f;
     for (int c = 0; c < columns; c++)

@@ -3,7 +3,7 @@
 Trains the jobs of ``FOLDER/spec.json`` together, as ``lorafusion train`` does, with metrics,
 checkpoints and exported adapters, and says on stdout what ``baseline.py`` says there. The seconds
 of a step run from the moment when all jobs are ready to train, so planning and every file written
-in between count.
+in between count. The places that were run stay in FOLDER for the limit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from lorafusion.bench.inputs import SPEC_FILE, warm_up_spec
+from lorafusion.bench.limit import PLACES_FILE, write_places
 from lorafusion.data.dataset import DatasetReport
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.local import StopRequest, run_local
+from lorafusion.plans.recorded import read_recording
 from lorafusion.training.events import Events
 from lorafusion.training.job import StepResult
 from lorafusion.training.memory import peak_rss_mb
+from lorafusion.training.trace_file import FOLDER as TRACES
 
 
 class Report(Events):
@@ -31,6 +34,7 @@ class Report(Events):
 
     def __init__(self) -> None:
         self._started = 0.0
+        self.tokens: dict[tuple[str, int], int] = {}
 
     def ready(self, name: str, report: DatasetReport, *, done: int, total_steps: int) -> None:
         """Called for each job; training begins after the last."""
@@ -38,6 +42,7 @@ class Report(Events):
 
     def step(self, name: str, result: StepResult, *, tokens_per_s: float) -> None:
         """One line."""
+        self.tokens[name, result.step] = result.tokens
         _say(
             event="step",
             job=name,
@@ -55,9 +60,10 @@ def main(folder: Path, *, deterministic: bool = False) -> int:
         spec = spec.model_copy(update={"deterministic": True})
     reasons: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lorafusion-bench-") as output:
+        report = Report()
         for name, part, events in (
             ("warm-up", warm_up_spec(spec), Events()),
-            ("run", spec, Report()),
+            ("run", spec, report),
         ):
             try:
                 result = run_local(
@@ -70,6 +76,9 @@ def main(folder: Path, *, deterministic: bool = False) -> int:
             if reasons:
                 break
             gc.collect()  # the base of the warm-up
+        if not reasons and not deterministic:
+            places = read_recording(Path(output, "run", TRACES), 1).plan.places
+            write_places(folder / PLACES_FILE, places, report.tokens)
     for reason in reasons:
         sys.stderr.write(reason + "\n")
     if not reasons:

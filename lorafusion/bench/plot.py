@@ -7,10 +7,11 @@ from typing import Any
 
 from lorafusion.bench import canvas
 from lorafusion.bench.run import Result
-from lorafusion.bench.settings import OURS
+from lorafusion.bench.settings import LIMIT, OURS
 from lorafusion.bench.summary import Comparison
 
-_OURS_COLOUR, _OTHER_COLOUR, _DOT_COLOUR = "#2a6f97", "#b8c4ce", "#22303c"
+_OTHER_COLOUR, _DOT_COLOUR = "#b8c4ce", "#22303c"
+_COLOURS = {OURS: "#2a6f97", LIMIT: "#e6eaee"}
 _PANEL_INCHES = (4.6, 4.7)
 # The title needs as much, however few panels there are.
 _LEAST_WIDTH = 6.8
@@ -42,7 +43,7 @@ def _draw_panel(panel: Any, result: Result, comparison: Comparison) -> None:
             for turn in result.turns
             if turn.way == way.way and turn.dropout == comparison.dropout
         ]
-        colour = _OURS_COLOUR if way.way == OURS else _OTHER_COLOUR
+        colour = _COLOURS.get(way.way, _OTHER_COLOUR)
         panel.bar(place, way.tokens_per_s.median, width=0.64, color=colour, zorder=2)
         # Side by side: rounds that went alike would hide one another.
         places = [place + 0.1 * (i - (len(dots) - 1) / 2) for i in range(len(dots))]
@@ -50,6 +51,8 @@ def _draw_panel(panel: Any, result: Result, comparison: Comparison) -> None:
         label = f"{way.tokens_per_s.median:,.0f}"
         if way.ratio is not None:
             label += f"\nours {way.ratio.median:.2f}×"
+        elif way.of_limit is not None:
+            label += f"\n{way.of_limit.median:.0%} of limit"
         height = max(way.tokens_per_s.median, *dots)
         panel.annotate(
             label, (place, height), (0, 5), textcoords="offset points", ha="center", fontsize=8.5

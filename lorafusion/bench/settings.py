@@ -10,9 +10,11 @@ from pathlib import Path
 from lorafusion.errors import BenchError
 from lorafusion.jobs.schema import RunSpec
 
-OURS, DETERMINISTIC = "lorafusion", "lorafusion-deterministic"
-TOGETHER = (OURS, DETERMINISTIC)
-"""Ways that train all jobs at once; in the others one job follows another."""
+OURS, DETERMINISTIC, LIMIT = "lorafusion", "lorafusion-deterministic", "limit"
+TOGETHER = (OURS, DETERMINISTIC, LIMIT)
+"""Ways that take all jobs at once; in the others one job follows another."""
+NO_BASELINES = TOGETHER
+"""Ways that nobody else trains."""
 RIVALS = {
     "peft": ("peft-padded", "peft-sorted"),
     "trl": ("trl",),
@@ -25,6 +27,7 @@ WAYS = {
     "peft-sorted": "one job after another, batches by length, no mask, logits at labels only",
     "trl": "one job after another, TRL's SFTTrainer, batches by length",
     DETERMINISTIC: "ours, with `deterministic: true`",
+    LIMIT: "the frozen base's matrix products of ours, and nothing else",
 }
 NEEDED = {
     "peft": ("peft",),
@@ -62,8 +65,8 @@ class Settings:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """Ours first, then the others'."""
-        return (OURS, *(way for rival in self.against for way in RIVALS[rival]))
+        """Ours first, which leaves the places that the limit runs; then the others'."""
+        return (OURS, *(way for rival in self.against for way in RIVALS[rival]), LIMIT)
 
 
 def parse_against(text: str) -> tuple[str, ...]:

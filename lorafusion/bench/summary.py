@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorafusion.bench.settings import DETERMINISTIC, OURS
+from lorafusion.bench.settings import DETERMINISTIC, LIMIT, NO_BASELINES, OURS
 from lorafusion.bench.turn import Turn
 
 
@@ -33,13 +33,15 @@ class WaySummary:
     Attributes:
         way: Its name.
         tokens_per_s: Real tokens a second of training.
-        ratio: Ours over this way's, round by round; None for our own.
+        ratio: Ours over this way's, round by round; None for our own and the limit.
+        of_limit: This way's over the limit's, round by round; None for the limit, or without it.
         peak_rss_mb: Most memory in any round.
     """
 
     way: str
     tokens_per_s: Spread
     ratio: Spread | None
+    of_limit: Spread | None
     peak_rss_mb: float | None
 
 
@@ -64,19 +66,27 @@ class LossSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found at one dropout. ``strongest`` and ``weakest``: the others' ways, by ratio."""
+    """What was found at one dropout.
+
+    ``strongest`` and ``weakest``: the baselines, by ratio; None where there is none.
+    """
 
     dropout: float
     ways: tuple[WaySummary, ...]
     losses: tuple[LossSummary, ...]
-    strongest: str
-    weakest: str
+    strongest: str | None
+    weakest: str | None
 
     def ratio(self, way: str) -> Spread:
         """Ours over ``way``'s."""
         found = next(summary.ratio for summary in self.ways if summary.way == way)
         assert found is not None
         return found
+
+    @property
+    def share(self) -> Spread | None:
+        """Ours over the limit's."""
+        return next(summary.of_limit for summary in self.ways if summary.way == OURS)
 
 
 # Ways whose batches are ours, and those whose dropout masks are too.
@@ -95,9 +105,9 @@ def compare(turns: Sequence[Turn]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def paired_ratio(rounds: Sequence[Mapping[str, Turn]], way: str) -> Spread:
-    """Our tokens per second over ``way``'s of the same round."""
-    return Spread.of(turns[OURS].tokens_per_s / turns[way].tokens_per_s for turns in rounds)
+def paired_ratio(rounds: Sequence[Mapping[str, Turn]], way: str, over: str) -> Spread:
+    """``way``'s tokens per second over ``over``'s of the same round."""
+    return Spread.of(turns[way].tokens_per_s / turns[over].tokens_per_s for turns in rounds)
 
 
 def _whole_rounds(
@@ -113,20 +123,25 @@ def _whole_rounds(
 def _compare(
     dropout: float, ways: Sequence[str], rounds: Sequence[Mapping[str, Turn]]
 ) -> Comparison:
-    others = [way for way in ways if way != OURS]
-    ratios = {way: paired_ratio(rounds, way) for way in others}
-    by_ratio = sorted(others, key=lambda way: ratios[way].median)
+    others = [way for way in ways if way not in (OURS, LIMIT)]
+    ratios = {way: paired_ratio(rounds, OURS, way) for way in others}
+    baselines = [way for way in others if way not in NO_BASELINES]
+    by_ratio = sorted(baselines, key=lambda way: ratios[way].median)
+    limited = [way for way in ways if way != LIMIT and LIMIT in ways]
+    shares = {way: paired_ratio(rounds, way, LIMIT) for way in limited}
     summaries = tuple(
         WaySummary(
             way,
             Spread.of(turns[way].tokens_per_s for turns in rounds),
             ratios.get(way),
+            shares.get(way),
             max((turns[way].peak_rss_mb or 0.0 for turns in rounds), default=0.0) or None,
         )
         for way in ways
     )
     losses = tuple(loss for way in others for loss in _losses(way, rounds[0], dropout))
-    return Comparison(dropout, summaries, losses, strongest=by_ratio[0], weakest=by_ratio[-1])
+    strongest, weakest = (by_ratio[0], by_ratio[-1]) if by_ratio else (None, None)
+    return Comparison(dropout, summaries, losses, strongest=strongest, weakest=weakest)
 
 
 def _losses(way: str, turns: Mapping[str, Turn], dropout: float) -> list[LossSummary]:

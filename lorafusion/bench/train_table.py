@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorafusion.bench.pages import measured_on, table
-from lorafusion.bench.settings import OURS
+from lorafusion.bench.settings import LIMIT, NO_BASELINES, OURS
 
 __all__ = ["markdown"]
 
@@ -27,6 +27,7 @@ def markdown(result: Row) -> str:
     lines = [measured_on(result, about)]
     for comparison in result["comparisons"]:
         lines += ["", f"Dropout {comparison['dropout']:g}:", "", *_speeds(comparison)]
+        lines += ["", _ceilings(comparison)]
         lines += ["", *_losses(comparison)]
     return "\n".join(lines)
 
@@ -43,18 +44,38 @@ def _noise(result: Row) -> str:
 def _speeds(comparison: Row) -> list[str]:
     rows: list[list[str]] = []
     for way in comparison["ways"]:
-        speed, ratio, peak = way["tokens_per_s"], way["ratio"], way["peak_rss_mb"]
-        ours = way["way"] == OURS
+        speed, ratio, share = way["tokens_per_s"], way["ratio"], way["of_limit"]
+        peak = way["peak_rss_mb"] if way["way"] != LIMIT else None
         rows.append(
             [
                 f"`{way['way']}`",
                 f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})",
-                "" if ours else f"**{ratio['median']:.2f}×**",
-                "" if ours else f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+                "" if ratio is None else f"**{ratio['median']:.2f}×**",
+                "" if ratio is None else f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+                _share(way["way"], share),
                 "-" if peak is None else f"{peak / 1e3:.1f}",
             ]
         )
-    return table(["way", "tokens/s", "ours is", "of which", "peak memory, GB"], rows)
+    return table(
+        ["way", "tokens/s", "ours is", "of which", "of the limit", "peak memory, GB"], rows
+    )
+
+
+def _share(way: str, share: Row | None) -> str:
+    if share is None:
+        return ""
+    shown = f"{share['median']:.0%}"
+    return f"**{shown}**" if way == OURS else shown
+
+
+def _ceilings(comparison: Row) -> str:
+    """How many times as fast as each baseline anything could be that makes these products."""
+    found = [
+        f"{1 / way['of_limit']['median']:.2f} times `{way['way']}`"
+        for way in comparison["ways"]
+        if way["way"] not in NO_BASELINES and way["of_limit"] is not None
+    ]
+    return f"The limit is {', '.join(found)}." if found else ""
 
 
 def _losses(comparison: Row) -> list[str]:

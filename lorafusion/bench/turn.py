@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import lorafusion
 from lorafusion.bench.noise import Noise, NoiseMeter
-from lorafusion.bench.settings import DETERMINISTIC, TOGETHER
+from lorafusion.bench.settings import DETERMINISTIC, LIMIT, TOGETHER
 from lorafusion.errors import TurnError
 
 BASELINE = Path(__file__).with_name("baseline.py")
@@ -28,6 +28,7 @@ _SHOWN = 12
 class Step:
     """An optimizer step: its mean training loss, and seconds of training until its end.
 
+    The limit has no loss: NaN.
     ``seconds`` counts from the job's start where one job follows another, else from the run's.
     """
 
@@ -105,8 +106,9 @@ def run_turn(turn: Turn, inputs: Path, log: Path, *, on_step: Callable[[Turn], N
 def command_line(way: str, inputs: Path) -> list[str]:
     """What starts a way on the inputs of one dropout."""
     if way in TOGETHER:
+        module = f"lorafusion.bench.{'limit' if way == LIMIT else 'ours'}"
         more = ["--deterministic"] if way == DETERMINISTIC else []
-        return [sys.executable, "-m", "lorafusion.bench.ours", str(inputs), *more]
+        return [sys.executable, "-m", module, str(inputs), *more]
     # -P: the folder of the script holds modules of ours.
     return [sys.executable, "-P", str(BASELINE), str(inputs), way.removeprefix("peft-")]
 

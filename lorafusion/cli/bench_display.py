@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafusion.bench.run import Result, Watcher, turns_of
-from lorafusion.bench.settings import OURS, WAYS, Settings
+from lorafusion.bench.settings import LIMIT, OURS, WAYS, Settings
 from lorafusion.bench.summary import Comparison, LossSummary, Spread
 from lorafusion.bench.turn import Turn
 from lorafusion.cli import figures
@@ -89,13 +89,18 @@ class BenchBoard(Watcher, AbstractContextManager["BenchBoard"]):
 
 
 def show_result(console: Console, result: Result) -> None:
-    """Tables of speeds and losses for each dropout, and the two ratios that matter."""
+    """Tables of speeds and losses for each dropout, and the ratios that matter."""
     for comparison in result.comparisons:
         console.print(f"\ndropout {comparison.dropout:g}", style="bold")
         console.print(_speeds(comparison))
         console.print(_losses(comparison))
         for name, way in (("strongest", comparison.strongest), ("weakest", comparison.weakest)):
-            console.print(f"against the {name} baseline, {way}: {_spread(comparison.ratio(way))}")
+            if way is not None:
+                ratio = _spread(comparison.ratio(way))
+                console.print(f"against the {name} baseline, {way}: {ratio}")
+        share = comparison.share
+        if share is not None:
+            console.print(f"of what the base's matrix products allow: {_share(share)}")
     busy = [turn for turn in result.turns if turn.noise is not None and turn.noise.busy]
     if busy:
         console.print(
@@ -108,7 +113,7 @@ def show_result(console: Console, result: Result) -> None:
 
 def _speeds(comparison: Comparison) -> Table:
     table = _table("way")
-    for name in ("tokens/s", "min..max", "ours is", "peak memory"):
+    for name in ("tokens/s", "min..max", "ours is", "of limit", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what it is", overflow="fold")
     for way in comparison.ways:
@@ -118,6 +123,7 @@ def _speeds(comparison: Comparison) -> Table:
             figures.per_second(speed.median),
             f"{speed.low:,.0f}..{speed.high:,.0f}",
             figures.NOTHING if way.ratio is None else _spread(way.ratio),
+            figures.NOTHING if way.of_limit is None else f"{way.of_limit.median:.0%}",
             figures.NOTHING if way.peak_rss_mb is None else f"{way.peak_rss_mb / 1e3:.1f} GB",
             WAYS[way.way],
         )
@@ -127,7 +133,7 @@ def _speeds(comparison: Comparison) -> Table:
 def _losses(comparison: Comparison) -> Table:
     """Mean training loss by job and way; where the batches are the same, also the difference."""
     table = _table("mean loss")
-    others = [way.way for way in comparison.ways if way.way != OURS]
+    others = [way.way for way in comparison.ways if way.way not in (OURS, LIMIT)]
     compared = any(loss.worst_step is not None for loss in comparison.losses)
     for name in (OURS, *others):
         table.add_column(name, justify="right", no_wrap=True)
@@ -153,6 +159,10 @@ def _table(first: str) -> Table:
 
 def _spread(ratio: Spread) -> str:
     return f"{ratio.median:.2f}× ({ratio.low:.2f}..{ratio.high:.2f})"
+
+
+def _share(share: Spread) -> str:
+    return f"{share.median:.0%} ({share.low:.0%}..{share.high:.0%})"
 
 
 def _rate(turn: Turn) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import record_function
 
 from lorafusion.adapters.bank import AdapterBank
 from lorafusion.adapters.lora import LoraConfig
@@ -64,6 +65,7 @@ class Workbench:
         self._base = base
         self._adapter = adapter
         self._stage = _WatchedStage(base)
+        self.stage: Stage = self._stage
         self._bank = AdapterBank(base.model, base.names, self._stage.shared_inputs)
         self.shards: dict[str, JobShard] = {}
         """The probe jobs that are there, by name."""
@@ -114,7 +116,8 @@ class Workbench:
         self._compute.backward(work, None)
         ended = self._now()
         for segment in place.segments:
-            self._step(self.shards[segment.job])
+            with record_function(f"step {segment.job}"):  # as training names it in a profile
+                self._step(self.shards[segment.job])
         steps = self._now() - ended
         return Timing(between - began, ended - between, self._stage.loss_s, steps)
 

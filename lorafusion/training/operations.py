@@ -67,7 +67,7 @@ _PRODUCT = re.compile(r"aten::(linear|matmul|mm|addmm_?)$")
 _FUSED_KERNELS = ("gemm_kernel", "shared_up_kernel", "shared_grad_input_kernel")
 
 
-_ON_CPU = {"cpu_op", "user_annotation"}
+ON_CPU = {"cpu_op", "user_annotation"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _LAUNCH = "launch"
 _ON_GPU = {"kernel": OTHER, "gpu_memcpy": COPIES, "gpu_memset": COPIES}
@@ -75,7 +75,7 @@ _MICRO = 1e-6
 
 
 @dataclass(slots=True)
-class _Event:
+class Event:
     """An event with what it lies in.
 
     Attributes:
@@ -120,7 +120,7 @@ def sum_operations(
     if on_gpu:
         _add_kernels(events, sums)
     else:
-        for event, around in _walk(events, _ON_CPU):
+        for event, around in walk(events, ON_CPU):
             total = sums[event.kind]
             total.seconds += event.own * _MICRO
             total.calls += around is None or around.kind != event.kind
@@ -133,7 +133,7 @@ def sum_operations(
 def _add_kernels(events: Sequence[Mapping[str, Any]], sums: Mapping[str, _Sum]) -> None:
     launched = {
         event.name: around.kind
-        for event, around in _walk(events, _ON_CPU | _LAUNCHES)
+        for event, around in walk(events, ON_CPU | _LAUNCHES)
         if around is not None and event.kind == _LAUNCH
     }
     for event in events:
@@ -149,9 +149,9 @@ def _add_kernels(events: Sequence[Mapping[str, Any]], sums: Mapping[str, _Sum]) 
         sums[kind].calls += 1
 
 
-def _walk(
+def walk(
     events: Iterable[Mapping[str, Any]], categories: set[str]
-) -> Iterator[tuple[_Event, _Event | None]]:
+) -> Iterator[tuple[Event, Event | None]]:
     """Every event that has ended, with the one that it lies in. A launch is named by its number."""
     threads: dict[Any, list[Mapping[str, Any]]] = {}
     for event in events:
@@ -159,7 +159,7 @@ def _walk(
             threads.setdefault((event["pid"], event["tid"]), []).append(event)
     for found in threads.values():
         found.sort(key=lambda event: (event["ts"], -event["dur"]))
-        stack: list[_Event] = []
+        stack: list[Event] = []
         for event in found:
             while stack and stack[-1].end <= event["ts"]:
                 yield stack.pop(), stack[-1] if stack else None
@@ -171,11 +171,11 @@ def _walk(
             yield stack.pop(), stack[-1] if stack else None
 
 
-def _enter(event: Mapping[str, Any], around: _Event | None) -> _Event:
+def _enter(event: Mapping[str, Any], around: Event | None) -> Event:
     name = str(event["name"])
     if event["cat"] in _LAUNCHES:
         name = str(event["args"].get("correlation"))
-        return _Event(name, event["ts"] + event["dur"], _LAUNCH, None, False, False, 0, 0.0)
+        return Event(name, event["ts"] + event["dur"], _LAUNCH, None, False, False, 0, 0.0)
     node = name.startswith(_NODE)
     bare = name.removeprefix(_NODE)
     inside = None if around is None else around.inside
@@ -192,4 +192,4 @@ def _enter(event: Mapping[str, Any], around: _Event | None) -> _Event:
     found = _WITH_PRODUCT.match(name)
     products = int(found[2] or 1) if found else 0
     end = event["ts"] + event["dur"]
-    return _Event(name, end, kind, inside, backward, node, products, event["dur"])
+    return Event(name, end, kind, inside, backward, node, products, event["dur"])

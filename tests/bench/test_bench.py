@@ -59,8 +59,8 @@ def test_against_all(job_file: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "bench.json").read_text())
     assert not found["partial"]
-    assert len(found["turns"]) == 2 * 2 * 5
-    first = {turn["way"]: turn for turn in found["turns"][:5]}
+    assert len(found["turns"]) == 2 * 2 * 6
+    first = {turn["way"]: turn for turn in found["turns"][:6]}
     assert list(first) == list(found["ways"])
     assert losses(first["lorafusion"]) == pytest.approx(losses(first["peft-padded"]), rel=1e-5)
     # TRL has the batches of peft-sorted where no epoch ends among them: in narrow.
@@ -82,6 +82,9 @@ def test_against_all(job_file: Path, folder: Path) -> None:
     by_round = [t for t in found["turns"] if t["dropout"] == 0.05 and t["way"] == "lorafusion"]
     assert losses(by_round[0]) == losses(by_round[1])
     assert losses(by_round[0]) != losses(first["lorafusion"])
+    shares = {way["way"]: way["of_limit"] for way in plain["ways"]}
+    assert shares["limit"] is None and shares["lorafusion"]["median"] > 0
+    assert {loss["way"] for loss in plain["losses"]}.isdisjoint({"limit", "lorafusion"})
     assert found["machine"]["cores"] >= 1
     assert found["versions"]["trl"]
     assert (folder / "bench.png").read_bytes().startswith(PNG)

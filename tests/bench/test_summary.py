@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lorafusion.bench.agreement import wrong_losses
-from lorafusion.bench.settings import OURS
+from lorafusion.bench.settings import DETERMINISTIC, LIMIT, OURS, TOGETHER
 from lorafusion.bench.summary import compare
 from lorafusion.bench.turn import Step, Turn
 
@@ -13,7 +13,7 @@ from lorafusion.bench.turn import Step, Turn
 def turn(way: str, number: int, seconds: float, *, dropout: float = 0.0, loss: float = 2.0) -> Turn:
     """Two jobs of 100 tokens in two steps each; ``seconds`` in all."""
     # Together, seconds count from the run's start; one after another, from each job's.
-    ends = (seconds / 2, seconds) if way == OURS else (seconds / 4, seconds / 2)
+    ends = (seconds / 2, seconds) if way in TOGETHER else (seconds / 4, seconds / 2)
     steps = [
         Step(job, step, loss + step, 50, end)
         for job in ("a", "b")
@@ -41,6 +41,22 @@ def test_ratios_are_paired_by_round() -> None:
     assert (speeds[OURS].median, speeds[OURS].low, speeds[OURS].high) == (100, 50, 200)
     assert {way.way: way.ratio is None for way in found.ways}[OURS]
     assert [way.peak_rss_mb for way in found.ways] == [3000.0] * 3
+
+
+def test_the_limit_is_no_baseline_and_has_no_loss() -> None:
+    times = {OURS: (4, 8), "peft-padded": (8, 32), DETERMINISTIC: (5, 9), LIMIT: (2, 6)}
+    turns = [turn(way, i, s) for way, many in times.items() for i, s in enumerate(many, 1)]
+    (found,) = compare(turns)
+    shares = {way.way: way.of_limit for way in found.ways}
+    assert found.share == shares[OURS]
+    assert found.share is not None and found.share.low == 0.5 and found.share.high == 0.75
+    assert shares["peft-padded"] is not None and shares["peft-padded"].low == 6 / 32
+    assert shares[LIMIT] is None
+    assert {way.way for way in found.ways if way.ratio is None} == {OURS, LIMIT}
+    assert (found.strongest, found.weakest) == ("peft-padded", "peft-padded")
+    assert {loss.way for loss in found.losses} == {"peft-padded", DETERMINISTIC}
+    (alone,) = compare([one for one in turns if one.way in (OURS, LIMIT)])
+    assert alone.strongest is None
 
 
 def test_a_round_that_is_not_whole_is_left_out() -> None:

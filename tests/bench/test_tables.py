@@ -26,7 +26,10 @@ def train_result() -> dict[str, Any]:
     ways = [
         {"way": "lorafusion", "tokens_per_s": spread(400), "ratio": None, "peak_rss_mb": 3400.0},
         {"way": "peft-padded", "tokens_per_s": spread(160), "ratio": spread(2.5), "peak_rss_mb": 9},
+        {"way": "limit", "tokens_per_s": spread(640), "ratio": None, "peak_rss_mb": 900.0},
     ]
+    for way, share in zip(ways, (0.625, 0.25, None), strict=True):
+        way["of_limit"] = None if share is None else spread(share)
     loss = {"job": "a", "way": "peft-padded", "ours": 2.0, "theirs": 2.1, "worst_step": 1.2e-6}
     return {
         **ABOUT,
@@ -42,8 +45,10 @@ def test_train() -> None:
     assert lines[0].startswith("2026-01-02, a CPU, Python 3.11.0; torch 2, float32, 2 threads; 2 j")
     assert "3 steps, 1,234 tokens in all; rounds: 5" in lines[0]
     assert "at most 0.2 cores busy" in lines[0]
-    assert "| `lorafusion` | 400 (200 to 800) |  |  | 3.4 |" in lines
-    assert "| `peft-padded` | 160 (80 to 320) | **2.50×** | 1.25 to 5.00 | 0.0 |" in lines
+    assert "| `lorafusion` | 400 (200 to 800) |  |  | **62%** | 3.4 |" in lines
+    assert "| `peft-padded` | 160 (80 to 320) | **2.50×** | 1.25 to 5.00 | 25% | 0.0 |" in lines
+    assert "| `limit` | 640 (320 to 1,280) |  |  |  | - |" in lines
+    assert "The limit is 4.00 times `peft-padded`." in lines
     assert "| a | 2.000 | 2.100 | 1.2e-06 |" in lines
 
 
