@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lorafusion.errors import LaunchError
+from lorafusion.training.grid import Grid
 
 # Job names: what Kubernetes takes, the strictest, for a TrainJob and the pods named after it.
 _NAME_LENGTH = 40
@@ -26,7 +27,7 @@ class Asked:
         workdir: Where every host starts its ranks: the same folder on all.
         nodes: Hosts.
         gpus: Of each host; a rank each.
-        stages: Pipeline stages.
+        grid: Pipeline stages and replicas.
         output: Folder of the run; None: as ``lorafusion train`` has it, from ``workdir`` on.
         python: Python with lorafusion on the hosts.
         max_restarts: How often torchrun starts the ranks again.
@@ -39,7 +40,7 @@ class Asked:
     workdir: str
     nodes: int
     gpus: int
-    stages: int
+    grid: Grid
     output: str | None
     python: str
     max_restarts: int
@@ -69,21 +70,24 @@ def check_words(words: Mapping[str, str]) -> None:
             )
 
 
-def stages_of(nodes: int, gpus: int, stages: int | None) -> int:
-    """How many stages there are: one a GPU.
+def grid_of(nodes: int, gpus: int, stages: int | None, replicas: int) -> Grid:
+    """Stages and replicas: a rank a GPU.
 
     Raises:
-        LaunchError: Not so many are asked for.
+        LaunchError: They are not as many.
     """
     ranks = nodes * gpus
-    replicas = 1
-    if stages is not None and stages * replicas != ranks:
+    grid = Grid(ranks // replicas if stages is None else stages, replicas)
+    if grid.ranks != ranks:
+        several = f" and --replicas {replicas}" if replicas > 1 else ""
+        asked = f"--stages is {grid.stages}{several}" if stages else f"--replicas is {replicas}"
+        allowed = "one rank for each stage of each replica" if replicas > 1 else "one rank a stage"
+        means = f", which means {ranks // replicas}" if not ranks % replicas else ""
         raise LaunchError(
-            f"--stages is {stages}, and --nodes {nodes} with --gpus {gpus} are {ranks} ranks; "
-            f"allowed: one rank a stage. Leave --stages out, which means {ranks}, or change "
-            "--nodes or --gpus."
+            f"{asked}, and --nodes {nodes} with --gpus {gpus} are {ranks} ranks; "
+            f"allowed: {allowed}. Leave --stages out{means}, or change --nodes or --gpus."
         )
-    return ranks // replicas
+    return grid
 
 
 def host_names(text: str, nodes: int) -> tuple[str, ...]:

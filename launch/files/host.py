@@ -48,7 +48,9 @@ def host_script(asked: Asked, meeting: Meeting, more: str = "") -> str:
 
 def rank_arguments(asked: Asked) -> list[str]:
     """Of Python, for each rank: see :mod:`lorafusion.cli.rank`."""
-    arguments = ["-m", "lorafusion.launch", asked.file, "--stages", str(asked.stages)]
+    arguments = ["-m", "lorafusion.launch", asked.file, "--stages", str(asked.grid.stages)]
+    if asked.grid.replicas > 1:
+        arguments += ["--replicas", str(asked.grid.replicas)]
     if asked.output is not None:
         arguments += ["--output", asked.output]
     return [*arguments, "--resume"]

@@ -77,16 +77,18 @@ def show_stages(console: Console, stages: Sequence[StageTimes]) -> None:
 def stages_table(stages: Sequence[StageTimes]) -> Table:
     """One row a stage, 78 columns up to 27 hours; shares are of the stage's time in this process.
 
-    ``other`` is what it sent, planned, and what else is in no span.
+    ``r1 s0`` is the first stage of the second replica. ``other`` is what it sent, planned, and what
+    else is in no span.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     heads = "stage|layers|busy|bubble|no ramp|wait\nbefore|wait\nbehind|wait\nplan|other|memory"
     for head in heads.split("|"):
         table.add_column(head, justify="right", vertical="bottom", no_wrap=True)
+    several = any(stage.replica for stage in stages)
     for stage in stages:
         waits = (stage.wait_before_s, stage.wait_after_s, stage.wait_plan_s, stage.other_s)
         table.add_row(
-            str(stage.stage),
+            f"r{stage.replica} s{stage.stage}" if several else str(stage.stage),
             _layers(stage.layers),
             f"{_short(stage.busy_s)} s",
             f"{stage.bubble:.1%}",

@@ -11,7 +11,7 @@ import typer
 from lorafusion.errors import LaunchError, OutputError
 from lorafusion.files import write_text_atomic
 from lorafusion.jobs.loading import load_run_file
-from lorafusion.launch.files.asked import Asked, check_words, host_names, stages_of
+from lorafusion.launch.files.asked import Asked, check_words, grid_of, host_names
 from lorafusion.launch.files.tools import TOOLS, Tool, check_options, find_tool
 
 
@@ -23,6 +23,9 @@ def command(  # noqa: PLR0913 - one argument an option
     stages: Annotated[
         int | None, typer.Option(min=1, help="Pipeline stages.", show_default="one a GPU")
     ] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Pipelines side by side, each with all of the base.")
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder the launch file goes to.")
     ] = None,
@@ -76,7 +79,7 @@ def command(  # noqa: PLR0913 - one argument an option
         workdir=workdir or chosen.workdir or str(Path.cwd()),
         nodes=nodes,
         gpus=gpus,
-        stages=stages_of(nodes, gpus, stages),
+        grid=grid_of(nodes, gpus, stages, replicas),
         output=run_output or None,
         python=python or chosen.python,
         max_restarts=max_restarts,

@@ -24,7 +24,7 @@ def write_pipeline_report(folder: Path, stages: int) -> tuple[str, ...]:
 
     Args:
         folder: That of the traces, with the files of all ranks and of the places.
-        stages: Ranks.
+        stages: Pipeline stages; of several replicas the first is drawn.
 
     Returns:
         A note for each file that could not be written.

@@ -1,6 +1,7 @@
 """Reads what the ranks of a run recorded: the files of :mod:`lorafusion.training.trace`.
 
-Of each file the last session is read. A last line that was cut off is left out.
+Of each file the last session is read. A last line that was cut off is left out. With replicas the
+first one is read, as if it were alone: its places are numbered by turns.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def read_recording(folder: Path, stages: int, *, most_spans: int = MOST_SPANS) -
 
     Args:
         folder: That of the traces.
-        stages: Ranks.
+        stages: Pipeline stages.
         most_spans: Roughly; of a longer run the first places are read.
 
     Raises:
@@ -67,7 +68,12 @@ def read_recording(folder: Path, stages: int, *, most_spans: int = MOST_SPANS) -
     most = max(1, most_spans // (stages * _SPANS_OF_PLACE))
     session, plan, places = _places(folder / "places.jsonl", most)
     ranks = [folder / f"rank-{stage}.jsonl" for stage in range(stages)]
-    spans = tuple(tuple(_spans(path, len(plan.places), stages)) for path in ranks)
+    replicas = plan.limits.replicas
+    if replicas > 1:
+        limits = replace(plan.limits, replicas=1)
+        plan = replace(plan, limits=limits, places=plan.places[::replicas])
+        places = -(-places // replicas)
+    spans = tuple(tuple(_spans(path, len(plan.places), stages, replicas)) for path in ranks)
     return Recording(session, plan, places, spans)
 
 
@@ -97,7 +103,7 @@ def _places(path: Path, most: int) -> tuple[int, Plan, int]:
         raise OutputError(f"{path}: {error}") from error
 
 
-def _spans(path: Path, places: int, stages: int) -> Iterator[Span]:
+def _spans(path: Path, places: int, stages: int, replicas: int) -> Iterator[Span]:
     """Spans of the first places, in rank 0's time."""
     offset = 0.0
     found: list[Span] = []
@@ -109,7 +115,7 @@ def _spans(path: Path, places: int, stages: int) -> Iterator[Span]:
             if kind not in _SPANS:
                 continue
             times = float(line["start"]), float(line["end"])
-            span = Span(kind, int(line["place"]), str(line["name"]), *times)
+            span = Span(kind, int(line["place"]) // replicas, str(line["name"]), *times)
         except (KeyError, ValueError, TypeError) as error:
             raise _wrong(path, number, "a span with place, name, start and end") from error
         # While a place goes backwards, its rank is up to S places further on.

@@ -43,6 +43,7 @@ class StageTimes:
         bubble_without_ramp: Share of ``full_s`` that is not busy; 0 where there is none. As in
             :mod:`lorafusion.planner.simulate`.
         peak_rss_mb: Most memory of the process, in MB of 10^6 bytes.
+        replica: Whose stage it is, from 0.
     """
 
     stage: int
@@ -64,6 +65,7 @@ class StageTimes:
     full_busy_s: float
     bubble_without_ramp: float
     peak_rss_mb: float
+    replica: int = 0
 
     @property
     def other_s(self) -> float:
@@ -124,7 +126,7 @@ class Sums:
             self._last_forward = now
             self._busy_until = self._busy
 
-    def summary(self, stage: int, offset_s: float, peak_rss_mb: float) -> StageTimes:
+    def summary(self, stage: int, replica: int, offset_s: float, peak_rss_mb: float) -> StageTimes:
         """What there is so far."""
         begin = self._begin or 0.0
         wall = max(0.0, self._end - begin)
@@ -152,6 +154,7 @@ class Sums:
             full_busy_s=full_busy,
             bubble_without_ramp=_idle(full_busy, full),
             peak_rss_mb=peak_rss_mb,
+            replica=replica,
         )
 
     def _end_wait(self, name: str, now: float, own: float) -> None:

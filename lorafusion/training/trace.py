@@ -3,7 +3,8 @@
 The file is ``rank-N.jsonl``, see :mod:`lorafusion.training.trace_file`. Its lines, in the order in
 which things end, with times in seconds of this process's ``time.perf_counter()``:
 
-- ``{"kind": "session", "session": 1, "began": ..., "stage": 0, "stages": 4}``;
+- ``{"kind": "session", "session": 1, "began": ..., "stage": 0, "stages": 4,
+  "replica": 0}``;
 - ``{"kind": "offset", "offset_s": ...}``: to be added to the session's times to get rank 0's; the
   last one holds;
 - ``{"kind": "forward", "place": 3, "name": "a#1", "start": ..., "end": ...}``, and the other kinds
@@ -63,7 +64,13 @@ class Trace:
     """
 
     def __init__(
-        self, folder: Path | None, stage: int = 0, stages: int = 1, *, offset_s: float = 0.0
+        self,
+        folder: Path | None,
+        stage: int = 0,
+        stages: int = 1,
+        *,
+        replica: int = 0,
+        offset_s: float = 0.0,
     ) -> None:
         """Begin a session.
 
@@ -71,17 +78,18 @@ class Trace:
             folder: Of the traces; None: sums alone are kept.
             stage: Of this rank.
             stages: Of the run.
+            replica: Of this rank.
             offset_s: To add to this process's ``time.perf_counter()`` to get rank 0's.
         """
-        self._stage = stage
+        self._at = stage, replica
         self._inside: list[_Span] = []
         self._sums = Sums()
         self._file = None
         self._memory: Callable[[], MemoryKinds] | None = None
         self._memory_due = math.inf
         if folder is not None:
-            path = folder / f"rank-{stage}.jsonl"
-            self._file = TraceFile(path, {"stage": stage, "stages": stages})
+            path = folder / f"rank-{replica * stages + stage}.jsonl"
+            self._file = TraceFile(path, {"stage": stage, "stages": stages, "replica": replica})
         self.offset_s = offset_s
 
     @classmethod
@@ -129,7 +137,7 @@ class Trace:
 
     def summary(self) -> StageTimes:
         """The sums so far, of the spans that have ended."""
-        return self._sums.summary(self._stage, self._offset_s, peak_rss_mb())
+        return self._sums.summary(*self._at, self._offset_s, peak_rss_mb())
 
     def flush(self) -> None:
         """Write what is kept; from any thread."""

@@ -159,6 +159,7 @@ def test_ssh_takes_hosts_from_both_sides(launch, tmp_path: Path) -> None:
     [
         ("lsf", (), "--for is 'lsf'; allowed: slurm, skypilot, kubeflow, ssh."),
         ("slurm", ("--stages", 4), "--stages is 4, and --nodes 2 with --gpus 4 are 8 ranks"),
+        ("slurm", ("--replicas", 3), "--replicas is 3, and --nodes 2 with --gpus 4 are 8 ranks"),
         ("ssh", ("--hosts", "a,b,c"), "--hosts names 3, and --nodes is 2"),
         ("ssh", ("--hosts", "a,a"), "--hosts names a more than once"),
         ("ssh", ("--hosts", "a,b;c"), "--hosts names 'b;c'"),

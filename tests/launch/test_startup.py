@@ -89,6 +89,20 @@ def test_stages_and_ranks_differ(start_ranks: StartRanks, job_file: Path, tmp_pa
     all_refuse(ranks, tmp_path, "--stages is 3, but there are 2 ranks", "--nproc-per-node 3")
 
 
+def test_replicas_and_ranks_differ(start_ranks: StartRanks, job_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    grid = ("--stages", 2, "--replicas", 2)
+    ranks = start_ranks(2, PROGRAM, job_file, "fine", 0, *grid, "--output", out)
+    said = "--stages is 2 and --replicas 2, but there are 2 ranks", "--nproc-per-node 4"
+    all_refuse(ranks, tmp_path, *said)
+
+
+def test_another_grid_on_one_rank(start_ranks: StartRanks, job_file: Path, tmp_path: Path) -> None:
+    grids = [(job_file, "fine", 0, "--stages", s, "--replicas", 2 // s) for s in (1, 2)]
+    ranks = start_ranks(2, PROGRAM, "--output", tmp_path / "out", each=grids)
+    all_refuse(ranks, tmp_path, "--replicas: rank 0 (stage 0 of replica 0) on ", "has 2, rank 1")
+
+
 def test_more_stages_than_layers(start_ranks: StartRanks, job_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     ranks = start_ranks(3, PROGRAM, job_file, "fine", 0, "--stages", 3, "--output", out)

@@ -198,7 +198,7 @@ def test_steps_names_and_offsets_are_lines(tmp_path: Path) -> None:
     do(trace, "forward", 0.01)
     header, first, forward, stepped, second = lines(tmp_path / "trace" / "rank-2.jsonl")
     assert abs(header.pop("began") - time.time()) < 60
-    assert header == {"kind": "session", "session": 1, "stage": 2, "stages": 4}
+    assert header == {"kind": "session", "session": 1, "stage": 2, "stages": 4, "replica": 0}
     assert (first, second) == (
         {"kind": "offset", "offset_s": 1.5},
         {"kind": "offset", "offset_s": -2.25},
