@@ -35,11 +35,11 @@ CONFIG: Mapping[str, int] = {
     "vocab_size": 49152,
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 12,
+    "num_hidden_layers": 20,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
 }
-STEP_TOKENS, CAPACITY = 1024, 512
+STEP_TOKENS, CAPACITY = 512, 256
 """A step of all jobs, and a microbatch: every replica has one of each step."""
 LIMIT_S = 900
 # Losses of float32 runs that compute the same, see the promises.
