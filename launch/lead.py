@@ -69,5 +69,6 @@ def _run_options(rank: Rank, **others: Any) -> Any:
         threads=rank_threads(rank),
         should_stop_job=rank.stop.job_reason,
         trace=rank.options.trace,
+        replica_mode=rank.options.replica_mode,
         **others,
     )

@@ -42,12 +42,14 @@ class Facts:
     error: str | None = None
 
 
-def gather_facts(world: World, file: Path, *, grid: Grid, error: Exception | None) -> Facts:
+def gather_facts(
+    world: World, file: Path, *, grid: Grid, mode: str, error: Exception | None
+) -> Facts:
     """Those of this rank; ``error`` is what it has met so far."""
     same = {"Python": platform.python_version()}
     same |= {package: _version(package) for package in PACKAGES}
     same |= {"--stages": str(grid.stages), "--replicas": str(grid.replicas)}
-    same |= {JOB_FILE: _digest(file)}
+    same |= {"--replica-mode": mode, JOB_FILE: _digest(file)}
     return Facts(world.host, same, None if error is None else str(error))
 
 

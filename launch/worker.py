@@ -29,6 +29,7 @@ from lorafusion.launch.parallel import check_parallel
 from lorafusion.launch.report import announce, conclude
 from lorafusion.launch.stopping import SIGNALS, Existing, StopRequest
 from lorafusion.launch.world import World
+from lorafusion.planner.plan import ReplicaMode
 from lorafusion.training.grid import Grid
 from lorafusion.training.options import TraceMode
 
@@ -57,6 +58,7 @@ class RankOptions:
         hang_timeout_s: Without progress on any rank, until the run is ended.
         start_timeout_s: Within which every rank must have come.
         trace: What is kept of what each rank does when, in ``output``/trace.
+        replica_mode: Whether replicas share every job.
         read: Reads ``file``.
     """
 
@@ -67,6 +69,7 @@ class RankOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     start_timeout_s: float = START_TIMEOUT_S
     trace: TraceMode = "spans"
+    replica_mode: ReplicaMode = "auto"
     read: Callable[[Path], RunFile] = read_run_file
 
 
@@ -194,7 +197,9 @@ def _take_part(
     check_grid(world, options.grid)
     world = replace(world, replicas=options.grid.replicas)
     store = meet_at_store(world, options.start_timeout_s)
-    facts = gather_facts(world, options.file, grid=options.grid, error=rank.problem)
+    facts = gather_facts(
+        world, options.file, grid=options.grid, mode=options.replica_mode, error=rank.problem
+    )
 
     def check(all_facts: Sequence[Facts]) -> None:
         if rank.problem is not None:

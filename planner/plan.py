@@ -9,12 +9,15 @@ from typing import Literal, cast, get_args
 from lorafusion.errors import PlanError
 from lorafusion.planner import fields
 
-__all__ = ["FORMAT", "Limits", "Place", "PlaceKind", "Plan", "PlannedSegment"]
+__all__ = ["FORMAT", "Limits", "Place", "PlaceKind", "Plan", "PlannedSegment", "ReplicaMode"]
 
 FORMAT = 2
 """Version of the JSON form; :meth:`Plan.from_json` refuses any other."""
 
 PlaceKind = Literal["train", "eval", "noop"]
+
+ReplicaMode = Literal["auto", "together", "spread"]
+"""Whether all replicas share every job, or each has jobs of its own; auto: what is faster."""
 
 
 @dataclass(frozen=True, slots=True)

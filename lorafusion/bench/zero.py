@@ -39,7 +39,8 @@ CONFIG: Mapping[str, int] = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
 }
-CAPACITY = 1024
+STEP_TOKENS, CAPACITY = 512, 256
+"""A step of all jobs, and a microbatch: every replica has one of each step."""
 LIMIT_S = 900
 # Losses of float32 runs that compute the same, see the promises.
 SAME_LOSS = 1e-4
@@ -85,7 +86,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="lorafusion-zero-") as name:
         work = Path(name)
         folder = _make_base(config, work / "base", base)
-        spec = make_spec(folder, CAPACITY, work)
+        spec = make_spec(folder, STEP_TOKENS, work).model_copy(update={"capacity": CAPACITY})
         turns = [
             {"way": way.name, **measure(way, spec, work / f"{turn}-{way.name}")}
             for turn in range(rounds)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lorafusion.planner.plan import ReplicaMode
+
 File = Annotated[Path, typer.Argument(help="The job file (YAML).")]
 Output = Annotated[
     Path | None,
@@ -22,6 +24,14 @@ AsJson = Annotated[
 HangTimeout = Annotated[
     float,
     typer.Option(min=1, help="With stages: seconds without any progress that count as a hang."),
+]
+Mode = Annotated[
+    ReplicaMode,
+    typer.Option(
+        "--replica-mode",
+        help="together: every global batch is split over all replicas; spread: each job is on one "
+        "of them; auto: what is predicted to be faster.",
+    ),
 ]
 Trace = Annotated[
     bool | None,

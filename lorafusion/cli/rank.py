@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorafusion.cli import show_error
-from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
+from lorafusion.cli.options import AsJson, File, HangTimeout, Mode, Output, Overwrite, Resume, Trace
 from lorafusion.cli.store_options import VARIABLE
 from lorafusion.cli.train import existing_results, resume_command, show_run, write_end_report
 from lorafusion.errors import LorafusionError
@@ -41,6 +41,7 @@ def command(  # noqa: PLR0913 - one argument an option
     replicas: Annotated[
         int, typer.Option(min=1, help="Pipelines side by side: so many ranks a stage.")
     ] = 1,
+    replica_mode: Mode = "auto",
     output: Output = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -72,6 +73,7 @@ def command(  # noqa: PLR0913 - one argument an option
         hang_timeout_s=hang_timeout,
         start_timeout_s=start_timeout,
         trace=trace_mode(trace),
+        replica_mode=replica_mode,
         read=read,
     )
     _leave(run_rank(options, lead, _follow, show=_show))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorafusion.cli.options import AsJson, File, HangTimeout, Output, Overwrite, Resume, Trace
+from lorafusion.cli.options import AsJson, File, HangTimeout, Mode, Output, Overwrite, Resume, Trace
 from lorafusion.cli.quiet import quiet_transformers
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.jobs.schema import RunSpec
@@ -46,6 +46,7 @@ def command(  # noqa: PLR0913 - one argument an option
     replicas: Annotated[
         int, typer.Option(min=1, help="Pipelines side by side, each with all of the base.")
     ] = 1,
+    replica_mode: Mode = "auto",
     max_restarts: Annotated[
         int,
         typer.Option(
@@ -78,7 +79,13 @@ def command(  # noqa: PLR0913 - one argument an option
         from lorafusion.launch.launcher import launch_here
 
         options = RankOptions(
-            file, grid, output, existing, hang_timeout_s=hang_timeout, trace=trace_mode(trace)
+            file,
+            grid,
+            output,
+            existing,
+            hang_timeout_s=hang_timeout,
+            trace=trace_mode(trace),
+            replica_mode=replica_mode,
         )
         arguments = _rank_arguments(options, as_json=as_json)
         raise typer.Exit(launch_here(arguments, grid=grid, max_restarts=max_restarts))
@@ -179,7 +186,8 @@ def _rank_arguments(options: RankOptions, *, as_json: bool) -> list[str]:
     """Of Python, for one rank: see :mod:`lorafusion.cli.rank`."""
     grid = options.grid
     arguments = ["-m", "lorafusion.launch", str(options.file), "--stages", str(grid.stages)]
-    arguments += ["--replicas", str(grid.replicas)] if grid.replicas > 1 else []
+    if grid.replicas > 1:
+        arguments += ["--replicas", str(grid.replicas), "--replica-mode", options.replica_mode]
     arguments += ["--hang-timeout", str(options.hang_timeout_s)]
     if options.output is not None:
         arguments += ["--output", str(options.output)]

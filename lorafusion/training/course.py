@@ -17,6 +17,7 @@ from lorafusion.training.revision import Leave, Revision, Track
 from lorafusion.training.team import Team
 from lorafusion.training.turn import Turn, idle_places
 from lorafusion.training.windows import Windows
+from lorafusion.training.zipped import ZippedWindows
 
 
 class Course:
@@ -26,7 +27,7 @@ class Course:
         self,
         team: Team,
         residents: Residents,
-        windows: Windows,
+        windows: Windows | ZippedWindows,
         limits: Limits,
         should_stop: Callable[[], str | None],
     ) -> None:

@@ -12,6 +12,7 @@ from lorafusion.planner.capacity import typical_counts
 from lorafusion.planner.cost import CostModel, Counts
 from lorafusion.planner.default_cost import Setup, default_parts
 from lorafusion.planner.devices import DeviceProfile
+from lorafusion.planner.machines import Machines, with_reduction
 from lorafusion.planner.memory import memory_limit
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.shape import ModelShape
@@ -31,11 +32,13 @@ class Cut:
         layers: Of each stage.
         recompute: Whether each layer's forward is repeated in the backward.
         note: What the user should know of the choice.
+        cost: Predicts the stages, with the sum over replicas; None where nothing can.
     """
 
     layers: tuple[range, ...]
     recompute: bool
     note: str | None = None
+    cost: CostModel | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Ground:
         memory_bytes: What a stage may use of it.
         stages: How many.
         capacity: Most tokens of a microbatch.
+        replicas: Pipelines side by side.
         share: How much of its part of the base a stage keeps. Below 1 it has one layer, or the
             embedding, whole besides.
     """
@@ -55,6 +59,7 @@ class Ground:
     memory_bytes: float
     stages: int
     capacity: int
+    replicas: int = 1
     share: float = 1.0
 
 
@@ -85,14 +90,19 @@ def choose_cut(spec: RunSpec, config: Any, data: Sequence[JobData], ground: Grou
     setup = Setup("all-linear", ranks, wanted)
     parts = default_parts(shape, ground.device, setup)
     cut = parts.cut(typical, stages=ground.stages)
-    if spec.recompute != "auto" or _fits(parts.model(cut), typical, ground, shape):
-        return Cut(cut, wanted)
+    cost = parts.model(cut)
+    machines = Machines(ground.device, 1, ground.stages * ground.replicas)
+    columns = sum(linear.inputs + linear.outputs for linear in setup.adapted(shape))
+    shared = with_reduction(cost, cut, machines, columns=columns)
+    if spec.recompute != "auto" or _fits(cost, typical, ground, shape):
+        return Cut(cut, wanted, cost=shared)
     return Cut(
         cut,
         recompute=True,
         note=f"activations of microbatches of {ground.capacity} tokens are predicted not to fit "
         f"into {ground.memory_bytes / 1e9:.1f} GB a stage: each layer's forward is repeated in the "
         "backward (recompute: false keeps them)",
+        cost=shared,
     )
 
 

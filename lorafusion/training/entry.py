@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor as Pool
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,8 @@ class Entry:
         """Jobs that are on this stage and not among those that train."""
         self.failed: dict[str, JobResult] = {}
         """Arrivals that came to nothing."""
+        self.homes: Mapping[str, int] | None = None
+        """Job -> the replica that it is on; None: every job is on all."""
         self._given: dict[str, JobSpec] = {}
 
     def put(self, spec: JobSpec, data: JobData, folder: Path, *, resume: bool) -> TrainingJob:
@@ -121,7 +123,8 @@ class Entry:
         shards = [shard_name(stage) for stage in range(hall.team.stages)]
         manifests = ManifestWriter(folder / folders.CHECKPOINTS, self._writers, shards, prints)
         manifests.start(checkpoint.step if checkpoint else 0)
-        shard = site.join(spec, data, adapter, folder, checkpoint)
+        here = self._home(spec.name) in (None, hall.team.replica)
+        shard = site.join(spec, data, adapter, folder, checkpoint) if here else None
         job = TrainingJob(spec, data, shard)
         if checkpoint is not None:
             job.restore(checkpoint.state, step=checkpoint.step)
@@ -145,10 +148,14 @@ class Entry:
                 "spec": self._given[job.name].model_dump_json(exclude_unset=True),
                 "folder": str(self.outputs[job.name].folder),
                 "step": job.step,
+                "home": self._home(job.name),
             }
             for job in jobs
         ]
         self._hall.team.post.publish({"kind": "jobs", "jobs": wanted})
+
+    def _home(self, job: str) -> int | None:
+        return None if self.homes is None else self.homes[job]
 
     def withdraw(self, job: TrainingJob) -> None:
         """Another stage cannot hold it."""

@@ -164,7 +164,7 @@ class Executor:
         return torch.stack(norms) if norms else squares
 
     def _add_up(self, job: str, step: int) -> None:
-        # A job is on all replicas or on none: it leaves them at the same place.
+        # A job that is shared is on all replicas or on none: it leaves them at the same place.
         shard = self._residents.get(job)
         if shard is None:
             return
@@ -173,7 +173,7 @@ class Executor:
         self._compute.with_room(shard.gradients.close)
         # An error in here is no job's own: the other replicas wait.
         with self._waiting(f"gradients of {job}#{step} of the other replicas"):
-            shard.add_up(self._team.peers)
+            shard.add_up(self._team.sharers)
 
     def _norm(self, job: str, step: int, total: torch.Tensor) -> torch.Tensor:
         shard = self._residents.get(job)

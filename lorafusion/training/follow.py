@@ -36,6 +36,7 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
         LorafusionError: This rank cannot do its part; the launcher ends all then.
     """
     start = _next(team, "start")
+    team = replace(team, together=start["together"])
     first, stop = start["layers"][team.stage]
     part = Part(range(first, stop), start["layers"][-1][1])
     check_base(spec.base_model)  # imports what belongs to no base
@@ -55,7 +56,8 @@ def follow(spec: RunSpec, options: RunOptions, team: Team) -> None:
         tokenizer = load_tokenizer(spec.base_model)
 
         def enter(wanted: list[dict[str, Any]]) -> None:
-            failed = _join_jobs(site, wanted, tokenizer)
+            here = [entry for entry in wanted if entry["home"] in (None, team.replica)]
+            failed = _join_jobs(site, here, tokenizer)
             names = [entry["name"] for entry in wanted]
             team.post.report({"kind": "ready", "jobs": names, "failed": failed})
 

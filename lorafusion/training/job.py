@@ -59,8 +59,8 @@ class Progress:
 class TrainingJob:
     """``step`` counts the optimizer steps whose results are known here."""
 
-    def __init__(self, spec: JobSpec, data: JobData, shard: JobShard) -> None:
-        """``shard`` is the job's part on this stage."""
+    def __init__(self, spec: JobSpec, data: JobData, shard: JobShard | None) -> None:
+        """``shard`` is the job's part on this stage; None: another replica trains it."""
         self.spec = spec
         self.data = data
         self.shard = shard
@@ -80,7 +80,8 @@ class TrainingJob:
 
     @property
     def slot(self) -> int:
-        """Slot of its adapter."""
+        """Slot of its adapter, which is on this stage."""
+        assert self.shard is not None, f"{self.name} is on another replica"
         return self.shard.slot
 
     @property
@@ -191,7 +192,7 @@ class TrainingJob:
         ]
         if len(bad) > MOST_NAMED:
             said.append(f"that of {len(bad) - MOST_NAMED} more of its {len(order)} samples")
-        parameter = self.shard.first_bad
+        parameter = None if self.shard is None else self.shard.first_bad
         if parameter is not None:
             said.append(f"the gradient of {parameter}")
         elif not bad:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafusion.errors import CheckpointError, OutputError
-from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Place
 from lorafusion.training.arrivals import Newcomers
 from lorafusion.training.clock import Clock
@@ -30,6 +29,7 @@ from lorafusion.training.team import Message, Team
 from lorafusion.training.trace_file import PlaceTrace
 from lorafusion.training.turn import Turn
 from lorafusion.training.windows import Windows
+from lorafusion.training.zipped import ZippedWindows
 
 # A stage says why it gave a job up on another channel than that it did: seconds to wait for it.
 REASON_S = 2.0
@@ -54,6 +54,7 @@ class Workplace:
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
         newcomers: Jobs that come while the run goes on; None: none do.
         places: Keeps which places were run.
+        homes: Job -> the replica that it is on; None: every job is on all.
     """
 
     team: Team
@@ -66,6 +67,7 @@ class Workplace:
     should_stop_job: Callable[[str], str | None]
     newcomers: Newcomers | None = None
     places: PlaceTrace | None = None
+    homes: Mapping[str, int] | None = None
 
 
 class TrainingLoop:
@@ -86,15 +88,18 @@ class TrainingLoop:
         self._on_finished = on_finished
         self.clock = Clock()
         self._endings = Endings(outputs, workplace.facts, self.clock, workplace.events)
-        self._ahead = Ahead()
         # Where jobs come and go, each is to have its share; else the run is to end soonest.
         policy = "makespan" if workplace.newcomers is None else "fair"
-        windows = Windows(self._jobs, workplace.limits, self._ahead, policy)
+        homes, limits = workplace.homes, workplace.limits
+        if homes is None:
+            self._windows = Windows(self._jobs, limits, policy)
+        else:
+            self._windows = ZippedWindows(self._jobs, limits, homes, policy)
         self._course = Course(
             workplace.team,
             workplace.residents,
-            windows,
-            workplace.limits,
+            self._windows,
+            limits,
             workplace.should_stop,
         )
         self.done: dict[int, Message] = {}
@@ -119,7 +124,7 @@ class TrainingLoop:
         for job in [job for job in self._jobs.values() if job.finished or job.tired]:
             self._succeed(job)  # resumed from its last step
         self._pause_where_asked(list(self._jobs))
-        with self._ahead:
+        with self._windows:
             while (turn := self._next_turn()) is not None:
                 self._run_turn(turn)
                 yield

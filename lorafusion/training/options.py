@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lorafusion.planner.plan import ReplicaMode
 from lorafusion.training.trace_file import FOLDER
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RunOptions:
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
         generations: Let the base and each finished adapter answer one held-out prompt.
         trace: What is kept of what each rank does, in :attr:`traces`.
+        replica_mode: Whether replicas share every job.
         arrivals: Where jobs come from while the run goes on, on rank 0; None: from nowhere, and the
             run ends with its last job.
     """
@@ -64,6 +66,7 @@ class RunOptions:
     should_stop_job: Callable[[str], str | None]
     generations: bool = False
     trace: TraceMode = "off"
+    replica_mode: ReplicaMode = "auto"
     arrivals: Arrivals | None = None
 
     @property

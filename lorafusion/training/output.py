@@ -17,6 +17,7 @@ from lorafusion.training.folders import ADAPTER
 from lorafusion.training.job import StepResult, TrainingJob
 from lorafusion.training.manifest import ManifestWriter
 from lorafusion.training.metrics import JobMetrics
+from lorafusion.training.queues import checkpoint_is_due
 from lorafusion.training.result import JobResult, JobState
 from lorafusion.training.shard_writer import Shard
 
@@ -91,7 +92,7 @@ class JobOutput:
         if result.step in (1, job.total_steps) or result.step % job.spec.logging_steps == 0:
             values = {name: value for name, value in vars(result).items() if name != "step"}
             self._metrics.train(result.step, {**values, "tokens_per_s": tokens_per_s})
-        if job.shard.due():
+        if checkpoint_is_due(job.spec, job.step, job.total_steps):
             self.expect(job)
 
     def record_eval(self, step: int, loss: float, tokens: int) -> None:

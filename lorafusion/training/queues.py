@@ -7,7 +7,7 @@ from lorafusion.jobs.schema import JobSpec
 from lorafusion.planner.queue import JobQueue
 from lorafusion.training.data import JobData
 
-__all__ = ["adapter_rank", "eval_is_due", "whole_queue"]
+__all__ = ["adapter_rank", "checkpoint_is_due", "eval_is_due", "whole_queue"]
 
 
 def eval_is_due(spec: JobSpec, data: JobData, step: int) -> bool:
@@ -16,6 +16,12 @@ def eval_is_due(spec: JobSpec, data: JobData, step: int) -> bool:
         return False
     every = spec.eval.every
     return step in (0, data.order.total_steps) or (every is not None and step % every == 0)
+
+
+def checkpoint_is_due(spec: JobSpec, step: int, total_steps: int) -> bool:
+    """Whether there is to be a checkpoint of ``step``, which was just done."""
+    every = spec.save_every
+    return step == total_steps or (every is not None and step % every == 0)
 
 
 def adapter_rank(spec: JobSpec) -> int:

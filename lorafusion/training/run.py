@@ -18,6 +18,7 @@ from lorafusion.models.load import DTYPES, Base, check_base, combined_hash
 from lorafusion.models.part import Part
 from lorafusion.planner.devices import find_device
 from lorafusion.planner.plan import Limits
+from lorafusion.planner.replicas import share_replicas
 from lorafusion.training import folders
 from lorafusion.training.alone import team_of_one
 from lorafusion.training.arrivals import Newcomers
@@ -35,6 +36,7 @@ from lorafusion.training.memory_kinds import runtime_bytes
 from lorafusion.training.options import RunOptions
 from lorafusion.training.output import ExportFacts
 from lorafusion.training.peak import device_peak
+from lorafusion.training.queues import whole_queue
 from lorafusion.training.result import Generation, JobResult, RunResult
 from lorafusion.training.run_facts import RunFacts, sweeps_of, write_facts
 from lorafusion.training.site import Site
@@ -125,15 +127,23 @@ class _Run:
                 prepared.append(self._hall.load(job))
             except OF_ONE_JOB as error:
                 self._fail(job, error)
-        self._prepared = prepared
+        self._prepared, team = prepared, self._team
         self._capacity = self._choose_capacity()
         self._cut = self._choose_cut()
+        self._limits = Limits(self._capacity, team.stages, team.replicas)
+        self._homes = self._choose_homes()
+        team = self._team = replace(team, together=self._homes is None)
         # While the other ranks wait for what comes next, and before the base takes its memory.
         traced = self._options.traces is not None
         self._peak = device_peak(self._team.device, DTYPES[self._spec.dtype]) if traced else None
         layers = [[part.start, part.stop] for part in self._cut.layers]
         self._team.post.publish(
-            {"kind": "start", "layers": layers, "recompute": self._cut.recompute}
+            {
+                "kind": "start",
+                "layers": layers,
+                "recompute": self._cut.recompute,
+                "together": team.together,
+            }
         )
         self._events.status(f"loading {self._spec.base_model}")
         part = Part(self._cut.layers[0], self._cut.layers[-1].stop)
@@ -172,6 +182,7 @@ class _Run:
         self._entry = Entry(
             self._hall, self._site, writers, base_hash=self._hash, capacity=self._capacity
         )
+        self._entry.homes = self._homes
         for spec, data in self._prepared:
             folder = job_folder(spec, self._options.output)
             try:
@@ -268,15 +279,14 @@ class _Run:
 
     def _workplace(self, newcomers: Newcomers | None) -> Workplace:
         site = self._site
-        grid = self._team.grid
-        limits = Limits(self._capacity, stages=grid.stages, replicas=grid.replicas)
         traces = self._options.traces
-        places = None if traces is None else PlaceTrace(traces.folder, limits)
+        places = None if traces is None else PlaceTrace(traces.folder, self._limits)
         return Workplace(
             team=self._team,
             executor=site.executor,
             residents=site.residents,
-            limits=limits,
+            limits=self._limits,
+            homes=self._homes,
             places=places,
             facts=ExportFacts(
                 self._spec.base_model, site.bank.linears_and_head, site.bank.fan_in_fan_out
@@ -320,14 +330,25 @@ class _Run:
         device, stages = self._team.device, self._team.stages
         profile = find_device("h100" if device.type == "cuda" else "cpu")
         memory = device_memory(device, self._team.grid.ranks)
-        share = kept_share(self._spec, device, self._team.replicas)
-        ground = Ground(profile, memory, stages, self._capacity, share)
+        replicas = self._team.replicas
+        share = kept_share(self._spec, device, replicas)
+        ground = Ground(profile, memory, stages, self._capacity, replicas, share)
         cut = choose_cut(
             self._spec, self._hall.config, [data for _, data in self._prepared], ground
         )
         if cut.note is not None:
             self._events.note(cut.note)
         return cut
+
+    def _choose_homes(self) -> Mapping[str, int] | None:
+        """The replica of each job; None: each is on all of them."""
+        if self._team.replicas == 1:
+            return None
+        queues = [whole_queue(spec, data) for spec, data in self._prepared]
+        mode = self._options.replica_mode
+        sharing = share_replicas(queues, self._limits, self._cut.cost, mode)
+        self._events.note(sharing.why)
+        return sharing.homes
 
     def _fail(self, spec: JobSpec, error: Exception | str) -> None:
         folder = job_folder(spec, self._options.output)

@@ -11,6 +11,7 @@ from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.data import JobData
 from lorafusion.training.gradients import GradientSum
 from lorafusion.training.optimizer import MOMENTS, JobOptimizer, add_squares, squares_of
+from lorafusion.training.queues import checkpoint_is_due
 from lorafusion.training.schedule import learning_rate
 from lorafusion.training.team import Peers
 
@@ -117,8 +118,7 @@ class JobShard:
 
     def due(self) -> bool:
         """Whether a checkpoint is due after the step that was just done."""
-        every = self.spec.save_every
-        return self.step == self.total_steps or (every is not None and self.step % every == 0)
+        return checkpoint_is_due(self.spec, self.step, self.total_steps)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint needs of this stage, by name."""

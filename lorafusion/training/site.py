@@ -99,7 +99,7 @@ class Site:
                 data,
                 resident,
                 deterministic=self._deterministic,
-                shared=self._team.replicas > 1,
+                shared=self._team.together and self._team.replicas > 1,
             )
             if checkpoint is not None:
                 updates = int(_state(checkpoint)["updates"])
@@ -132,7 +132,7 @@ class Site:
         return self.residents.held_bytes
 
     def _save(self, shard: JobShard) -> None:
-        if self._team.replica:
+        if self._team.together and self._team.replica:
             return  # the first replica holds the same
         name, step = shard.name, shard.step
 

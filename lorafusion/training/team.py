@@ -174,6 +174,7 @@ class Team:
         replica: The pipeline that this stage is in, from 0.
         replicas: How many there are.
         peers: The same stage of the other pipelines.
+        together: Whether each job is on all of them, or has one of its own.
         gathering: With one stage, a process group of torch over all replicas that gathers tensors
             where they compute; None where nobody needs it.
     """
@@ -188,6 +189,7 @@ class Team:
     replica: int = 0
     replicas: int = 1
     peers: Peers = field(default_factory=NoPeers)
+    together: bool = True
     gathering: Any = None
 
     @property
@@ -199,6 +201,11 @@ class Team:
     def rank(self) -> int:
         """This one."""
         return self.grid.rank(self.stage, self.replica)
+
+    @property
+    def sharers(self) -> Peers:
+        """The ranks that hold the same of each job."""
+        return self.peers if self.together else NoPeers()
 
     @property
     def others(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 from lorafusion.planner.ahead import Ahead
 from lorafusion.planner.plan import Limits, Plan
@@ -17,7 +18,7 @@ from lorafusion.planner.schedule import Policy
 from lorafusion.planner.verify import verify_plan
 from lorafusion.planner.windows import join, next_window
 from lorafusion.training.job import TrainingJob
-from lorafusion.training.turn import whole_turns
+from lorafusion.training.turn import idle_places, whole_turns
 
 # Places planned ahead. A job completes at most one step a place, so as many steps are enough.
 WINDOW = 64
@@ -33,7 +34,6 @@ class Windows:
         self,
         jobs: Mapping[str, TrainingJob],
         limits: Limits,
-        ahead: Ahead,
         policy: Policy = "makespan",
     ) -> None:
         """Nothing is planned yet.
@@ -41,18 +41,29 @@ class Windows:
         Args:
             jobs: Those that still train, by name, as they are at any time.
             limits: What plans are made for.
-            ahead: Plans in another process.
             policy: Whether the run as a whole is to end soonest, or each job to get its share at
                 any time, which is what jobs of many people want that come and go.
         """
         self._jobs = jobs
         self._policy: Policy = policy
         self._limits = limits
-        self._ahead = ahead
+        self._ahead = Ahead()
         self._learned = False
         self._plan = Plan(limits, ())
         self._start = 0
         self._queues: Sequence[JobQueue] = [job.queue(window=self._places) for job in jobs.values()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process that plans."""
+        self._ahead.close()
+
+    @property
+    def limits(self) -> Limits:
+        """Of the next plan."""
+        return self._limits
 
     def add(self, job: TrainingJob) -> None:
         """Plan the job too, from the next plan on; :meth:`cut` makes that come sooner."""
@@ -102,6 +113,16 @@ class Windows:
         self._queues = self._after(self._plan)
         self._start += len(self._plan.places)
         self._plan = plan
+
+    def stretch(self, plan: Plan | None, places: int) -> Plan:
+        """The plan that was asked for last, None too, with no-ops behind it up to so many."""
+        if plan is None:
+            plan = Plan(self._limits, idle_places(places))
+            self.idle(plan)
+        elif len(plan.places) < places:
+            lacking = idle_places(places - len(plan.places))
+            plan = self._plan = replace(plan, places=(*plan.places, *lacking))
+        return plan
 
     @property
     def _places(self) -> int:

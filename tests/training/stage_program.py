@@ -92,6 +92,7 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
         Path(case["file"]),
         stages=case["stages"],
         replicas=case["replicas"],
+        replica_mode=case["mode"],
         output=Path(case["output"]),
         resume=case["resume"],
         as_json=True,

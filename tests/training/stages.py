@@ -40,6 +40,7 @@ class Case:
         default_factory=dict[str, Any]
     )
     replicas: int = 1
+    mode: str = "together"
 
 
 @dataclass(frozen=True)

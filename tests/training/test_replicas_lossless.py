@@ -89,3 +89,29 @@ def test_deterministic_mode_gives_equal_bytes(
             if (tmp_path / folder / job["name"]).exists():
                 one = tmp_path / "one" / job["name"]
                 runs.assert_same_bytes(tmp_path / folder / job["name"], one)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_job_on_a_replica_of_its_own(
+    count: int, base: Path, jobs: Jobs, alone: Path, stages: Stages, tmp_path: Path
+) -> None:
+    """One adapter is on the ranks of one replica, whose stages write its checkpoints."""
+    case = Case(tmp_path, count, replicas=2, mode="spread")
+    train(stages, case, jobs, dtype="float64")
+    assert_equal(tmp_path, alone, base, jobs, f"{count} stages, spread over 2 replicas")
+
+
+def test_spread_and_together_resume_from_one_another(
+    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
+    short = [{**job, "max_steps": 6} for job in jobs[:3]]
+    runs.run(tmp_path / "one", base, short, **settings)
+    out = tmp_path / "out"
+    first = Case(out, 1, replicas=2, mode="spread", stop_after=6)
+    ended = stages.run(first, short, **settings)
+    assert ended.codes[1:] == [0], ended.err
+    assert "paused" in {job["state"] for job in ended.jobs.values()}
+    train(stages, Case(out, 2, replicas=2, resume=True), short, **settings)
+    for job in short:
+        runs.assert_same_bytes(out / job["name"], tmp_path / "one" / job["name"])
