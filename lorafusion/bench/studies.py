@@ -15,10 +15,10 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from lorafusion.bench import pages, results, studies_table
@@ -158,11 +158,8 @@ def _nothing(_turn: Turn) -> None:
     """A turn says how it went when it is done."""
 
 
-Name = StrEnum("Name", {name: name for name in STUDIES})
-
-
 def main(
-    name: Annotated[Name, typer.Argument(help="Which study.")],
+    name: Annotated[str, typer.Argument(click_type=click.Choice(list(STUDIES)))],
     base: Annotated[Path, typer.Option(help="Folder of SmolLM2-135M, as `fetch demo` has it.")],
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each case.")] = 3,
     output: Annotated[
@@ -174,7 +171,7 @@ def main(
 ) -> None:
     """Measure, write, and print the table. Exit code 1: losses differ that should not."""
     prepare_environment()
-    study = STUDIES[name.value]
+    study = STUDIES[name]
     say: Say = lambda text: typer.echo(text, err=True)  # noqa: E731
     result = results.result(
         study.name, about=study.about, **run_study(study, str(base), rounds, size=Size(), say=say)
