@@ -71,16 +71,34 @@ RowKeys row_keys(const Job* jobs, int64_t count, const Keys* keys) {
   return out;
 }
 
-// Drop columns first..first+count of a row, in place. `first` is a multiple of 4.
-inline void drop(float* x, uint64_t key, int64_t first, int count, int64_t threshold) {
-  uint64_t z[CHUNK / 4];
-  uint16_t lane[CHUNK];
-  const float kept = 65536.0f / (float)(65536 - threshold);
-  const int groups = (count + 3) / 4;
-  for (int g = 0; g < groups; g++) z[g] = finalise(key + (first / 4 + g + 1) * GOLDEN);
-  std::memcpy(lane, z, sizeof(uint64_t) * groups);  // little-endian: the low lane comes first
-  const uint16_t t = (uint16_t)threshold;
-  for (int c = 0; c < count; c++) x[c] = lane[c] >= t ? x[c] * kept : 0.0f;
+// As many 64-bit hashes as fit a vector, and the 16-bit lanes of them.
+constexpr int LANES16 = 2 * LANES;
+typedef uint64_t hashes __attribute__((vector_size(4 * LANES)));
+typedef int16_t lanes16 __attribute__((vector_size(4 * LANES)));
+typedef int16_t half_lanes16 __attribute__((vector_size(2 * LANES)));
+
+// out = D(in) for columns first..first+count of a row; `first` is a multiple of 4. Whole vectors are
+// read and written. Without a branch: whether an element is kept is random.
+inline void drop(const float* in, float* out, uint64_t key, int64_t first, int count,
+                 int64_t threshold) {
+  const vec kept = splat(65536.0f / (float)(65536 - threshold));
+  // Lanes are unsigned: with their highest bit turned over they compare as signed ones do.
+  const int16_t least = (int16_t)(uint16_t)(threshold ^ 0x8000), sign = INT16_MIN;
+  hashes z;
+  for (int g = 0; g < LANES / 2; g++) z[g] = key + (uint64_t)(first / 4 + g + 1) * GOLDEN;
+  for (int c = 0; c < count; c += LANES16, z += (uint64_t)(LANES / 2) * GOLDEN) {
+    hashes found = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;  // finalise(z)
+    found = (found ^ (found >> 27)) * 0x94D049BB133111EBull;
+    found ^= found >> 31;
+    const lanes16 keep = ((lanes16)found ^ sign) >= least;  // little-endian: low lane first
+    half_lanes16 halves[2];
+    std::memcpy(halves, &keep, sizeof halves);
+    for (int h = 0; h < 2; h++) {
+      const ints mask = __builtin_convertvector(halves[h], ints);
+      const int64_t at = c + h * LANES;
+      *vector(out + at) = (vec)((ints)(*vector(in + at) * kept) & mask);
+    }
+  }
 }
 
 template <class T>
@@ -95,8 +113,16 @@ template <class T>
 inline void load(Matrix<T> x, int64_t row, int64_t first, int count, const Job& job,
                  const RowKeys& keys, float* out) {
   const T* in = x.at(row, first);
-  for (int c = 0; c < count; c++) out[c] = widen(in[c]);
-  if (!keys.empty() && job.threshold) drop(out, keys[row], first, count, job.threshold);
+  const bool drops = !keys.empty() && job.threshold;
+  int done = 0;  // whole vectors of floats are dropped as they are read
+  if constexpr (std::is_same_v<T, const float>)
+    if (drops) {
+      done = count / LANES16 * LANES16;
+      drop(in, out, keys[row], first, done, job.threshold);
+    }
+  for (int c = done; c < count; c++) out[c] = widen(in[c]);
+  if (drops && done < count)
+    drop(out + done, out + done, keys[row], first + done, count - done, job.threshold);
 }
 
 // As it is where floats can be read as they are; else loaded into `room`.
@@ -280,7 +306,7 @@ void from_ranks(Matrix<T> y, const Job* jobs, int64_t count, const Keys* keys, b
           store(sum, &values[0][c], CHUNK);
         }
         for (int t = 0; done < columns && t < rows; t++) {
-          if (drops) drop(values[t], row_key[top + t], first, columns, job.threshold);
+          if (drops) drop(values[t], values[t], row_key[top + t], first, columns, job.threshold);
           T* out = y.at(top + t, first);
           for (int c = done; c < columns; c++)
             narrow(widen(out[c]) + values[t][c] * scale, out[c]);

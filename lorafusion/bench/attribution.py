@@ -17,7 +17,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +84,7 @@ def study(
                 meter = NoiseMeter()
                 with torch.no_grad():
                     limit = {name: _seconds(run) for name, run in pieces.items()}
-                turn = {"limit": limit, **_plain(lambda: bench.run(place))}
+                turn: dict[str, Any] = {"limit": limit, **_plain(lambda: bench.run(place))}
                 turn["operations"] = _profiled(bench, lambda: bench.run(place))
                 turn["other_cores"] = meter.read().other_cores
                 say(f"round {number}: {turn['seconds']:.2f} s, limit {sum(limit.values()):.2f} s")
@@ -215,7 +215,7 @@ def _profiled(bench: Any, run: Callable[[], object]) -> dict[str, float]:
         path = Path(folder, "trace.json")
         found.export_chrome_trace(str(path))
         events = json.loads(path.read_bytes())["traceEvents"]
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, float] = defaultdict(float)
     for event, _ in walk(events, ON_CPU):
         name = named(event.kind, event.name, node=event.node)
         sums[name] += event.own / 1e6

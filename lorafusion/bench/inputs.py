@@ -34,6 +34,7 @@ SPEC_FILE = "spec.json"
 ATTENTION = "sdpa"
 _OPTIMIZER = ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
 _IGNORED = -100
+_WARM_UP_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,10 @@ def spec_of(settings: Settings, dropout: float) -> RunSpec:
 
 
 def warm_up_spec(spec: RunSpec) -> RunSpec:
-    """One step on two samples of each job."""
+    """One step on two samples of each of the first jobs."""
     small = {"max_steps": 1, "global_batch_size": 2}
-    return spec.model_copy(
-        update={"jobs": tuple(job.model_copy(update=small) for job in spec.jobs)}
-    )
+    jobs = spec.jobs[:_WARM_UP_JOBS]
+    return spec.model_copy(update={"jobs": tuple(job.model_copy(update=small) for job in jobs)})
 
 
 def sorted_batches(
