@@ -30,7 +30,7 @@ from lorafusion.bench.pages import table
 from lorafusion.jobs.loading import load_run_file
 from lorafusion.jobs.schema import RunSpec
 from lorafusion.launch.environment import prepare_environment
-from lorafusion.launch.local import pinned_threads
+from lorafusion.launch.local import pinned_arithmetic
 from lorafusion.machine import cores
 
 __all__ = ["main", "markdown", "named", "study"]
@@ -68,7 +68,7 @@ def study(
     assert isinstance(adapter, LoraConfig), "of a file for this benchmark"
     probe = _fullest(spec, say)
     counts = probe.counts
-    with pinned_threads(spec.threads or cores()):
+    with pinned_arithmetic(spec.threads or cores()):
         say("loading the base")
         base = load_base(spec.base_model, spec.dtype)
         products = Products(base, counts.tokens)
