@@ -1,8 +1,8 @@
 """What a start does where there are not as many ranks as were asked for.
 
-torchrun with ``--nnodes MIN:MAX`` starts all ranks anew when a machine is lost or comes, with as many
-as there are then. They go on from the checkpoints, over whatever stages and replicas they can form,
-or wait until torchrun starts them again with all of them.
+torchrun with ``--nnodes MIN:MAX`` starts all ranks anew when a machine is lost or comes, with as
+many as there are then. They go on from the checkpoints, over whatever stages and replicas they can
+form, or wait until torchrun starts them again with all of them.
 """
 
 from __future__ import annotations
