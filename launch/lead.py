@@ -25,6 +25,8 @@ def lead_run(rank: Rank, team: Team, events: Events, arrivals: Arrivals | None =
 
     stop = announced(rank.stop, events)
     options = _run_options(rank, should_stop=stop, arrivals=arrivals)
+    for note in rank.notes:
+        events.note(note)
     if rank.world.restarts:
         events.note(f"start {rank.world.restarts + 1}: going on from the newest checkpoints")
     with (

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from lorafusion.launch.codes import (
     StoppedEarly,
     exit_code,
 )
+from lorafusion.launch.elastic import Elastic, describe, recut, wait_for_ranks
 from lorafusion.launch.environment import prepare_environment
 from lorafusion.launch.log import RankLog
 from lorafusion.launch.parallel import check_parallel
@@ -59,6 +61,7 @@ class RankOptions:
         start_timeout_s: Within which every rank must have come.
         trace: What is kept of what each rank does when, in ``output``/trace.
         replica_mode: Whether replicas share every job.
+        elastic: What to do where there are not as many ranks.
         read: Reads ``file``.
     """
 
@@ -70,6 +73,7 @@ class RankOptions:
     start_timeout_s: float = START_TIMEOUT_S
     trace: TraceMode = "spans"
     replica_mode: ReplicaMode = "auto"
+    elastic: Elastic = "refuse"
     read: Callable[[Path], RunFile] = read_run_file
 
 
@@ -102,6 +106,7 @@ class Rank:
         log: This rank's.
         early: Signals outside of the run itself.
         stop: Asked to stop by a signal, on rank 0.
+        notes: For the user, of how it started.
     """
 
     world: World
@@ -113,6 +118,7 @@ class Rank:
     log: RankLog
     early: _EarlySignals
     stop: StopRequest = field(default_factory=StopRequest)
+    notes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> RunSpec:
@@ -170,7 +176,9 @@ def _prepare(world: World, options: RankOptions, signals: _EarlySignals) -> Rank
     except LorafusionError as error:
         problem = error
     output = output_folder(options.file, run and run.spec, options.output)
-    existing = "resume" if world.restarts else options.existing
+    # torchrun does not count a start because of machines that came or left.
+    again = world.restarts or options.elastic != "refuse"
+    existing = "resume" if again else options.existing
     log = RankLog(output, world.rank)
     log.say(
         f"rank {world.rank} of {world.ranks} on {world.host}, process {os.getpid()}, "
@@ -186,16 +194,14 @@ def _take_part(
     # Importing torch takes seconds: not before the log is open.
     from lorafusion.launch.agreement import agree
     from lorafusion.launch.startup import (
-        check_grid,
         compare,
         gather_facts,
         meet_at_store,
     )
     from lorafusion.launch.team import TeamOptions, join_team
 
+    rank = _settled(rank)
     options, world = rank.options, rank.world
-    check_grid(world, options.grid)
-    world = replace(world, replicas=options.grid.replicas)
     store = meet_at_store(world, options.start_timeout_s)
     facts = gather_facts(
         world, options.file, grid=options.grid, mode=options.replica_mode, error=rank.problem
@@ -226,6 +232,31 @@ def _take_part(
     return 0
 
 
+def _settled(rank: Rank) -> Rank:
+    """With the stages and replicas that the ranks form."""
+    from lorafusion.launch.startup import check_grid
+
+    options, world, notes = rank.options, rank.world, rank.notes
+    grid = options.grid
+    if world.ranks != grid.ranks and options.elastic == "wait":
+        wait_for_ranks(world, grid, partial(_say, rank))
+    if world.ranks != grid.ranks and options.elastic == "recut" and rank.problem is None:
+        grid = recut(grid, world.ranks, _layers(rank))
+        notes = (f"there are {world.ranks} ranks: {describe(grid)}, not {describe(options.grid)}",)
+        rank.log.say(notes[0])
+    check_grid(world, grid)
+    options = replace(options, grid=grid)
+    return replace(rank, options=options, notes=notes, world=replace(world, replicas=grid.replicas))
+
+
+def _say(rank: Rank, text: str) -> None:
+    """To the log, and on rank 0 to the user."""
+    rank.log.say(text)
+    if rank.world.rank == 0:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 def _trace(rank: Rank, offset_s: float) -> Recorder:
     from lorafusion.training.options import Traces
     from lorafusion.training.recorders import make_recorder
@@ -236,11 +267,15 @@ def _trace(rank: Rank, offset_s: float) -> Recorder:
 
 def _check_base(rank: Rank) -> None:
     """From the config alone, as rank 0 can before anything is loaded."""
-    from lorafusion.models.load import check_base
     from lorafusion.planner.stages import cut_layers
 
-    layers = check_base(rank.spec.base_model).get_text_config().num_hidden_layers
-    cut_layers([1.0] * layers, rank.options.grid.stages)
+    cut_layers([1.0] * _layers(rank), rank.options.grid.stages)
+
+
+def _layers(rank: Rank) -> int:
+    from lorafusion.models.load import check_base
+
+    return check_base(rank.spec.base_model).get_text_config().num_hidden_layers
 
 
 def _failed(rank: Rank, error: BaseException, show: Callable[[BaseException], None]) -> int:

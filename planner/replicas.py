@@ -1,19 +1,21 @@
 """Whether the replicas of a pipeline share every job, or each trains jobs of its own.
 
-*Together*: a global batch's microbatches go to all replicas in turns, and their gradients are added
-up. A job's next step waits for S·D places, and every replica has its share to the end. *Spread*:
-each job has a home. Its next step waits for S turns alone and nothing is added up, but the replica
-that has most to do ends last. Both are planned and simulated on the beginning of the run.
+*Together*: a global batch's microbatches go to all replicas in turns. Each has its share to the
+end, but their gradients are added up, and every replica does every job's optimizer step. *Spread*:
+each job has a home, where alone its steps are done, and nothing is added up; the replica that has
+most to do ends last. Both are planned and simulated on the beginning of the run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from lorafusion.planner.capacity import sample_run
 from lorafusion.planner.cost import CostModel
-from lorafusion.planner.place_times import place_times
+from lorafusion.planner.place_times import PlaceTimes, place_times
 from lorafusion.planner.plan import Limits, ReplicaMode
 from lorafusion.planner.queue import JobQueue
 from lorafusion.planner.search import plan_run
@@ -56,10 +58,9 @@ def share_replicas(
     if cost is None or not any(queue.batches for queue in queues):
         said = "nothing can be predicted for this base"
         return Sharing(homes, said) if mode == "spread" else Sharing(None, said)
-    sample = sample_run(queues, limits.capacity * _PLACES * limits.distance)
+    sample = _beginning(queues, limits.capacity * _PLACES * limits.distance)
     together = _seconds(sample, limits, cost)
-    alone = replace(limits, replicas=1)
-    spread = max(_seconds(of, alone, cost) for of in _by_home(sample, homes, limits.replicas))
+    spread = _spread_seconds(_by_home(sample, homes, limits.replicas), limits, cost)
     shares = _shares(queues, homes, limits.replicas)
     pays = spread < (1 - _MARGIN) * together
     chosen = (pays and mode == "auto") or mode == "spread"
@@ -85,6 +86,13 @@ def find_homes(queues: Sequence[JobQueue], replicas: int) -> dict[str, int]:
     return homes
 
 
+def _beginning(queues: Sequence[JobQueue], load: int) -> Sequence[JobQueue]:
+    """The beginning of the run, of about so much load."""
+    whole = sum(batch.load for queue in queues for batch in queue.batches)
+    tokens = sum(sum(batch.lengths) for queue in queues for batch in queue.batches)
+    return sample_run(queues, math.ceil(tokens * min(1.0, load / whole)))
+
+
 def _by_home(
     queues: Sequence[JobQueue], homes: Mapping[str, int], replicas: int
 ) -> list[list[JobQueue]]:
@@ -100,9 +108,30 @@ def _shares(queues: Sequence[JobQueue], homes: Mapping[str, int], replicas: int)
 
 
 def _seconds(queues: Sequence[JobQueue], limits: Limits, cost: CostModel) -> float:
-    if not queues:
-        return 0.0
-    plan = plan_run(queues, limits, effort=_EFFORT)
-    ranks = {queue.name: queue.rank for queue in queues}
-    times = place_times(plan, cost, ranks)
+    times = _times(queues, limits, cost)
     return predict_bubble(times, stages=limits.stages, replicas=limits.replicas)[0]
+
+
+def _spread_seconds(homes: Sequence[Sequence[JobQueue]], limits: Limits, cost: CostModel) -> float:
+    """Of a pipeline whose places are as slow as the slowest of each turn, which all wait for."""
+    alone = replace(limits, replicas=1)
+    columns = [_times(queues, alone, cost) for queues in homes]
+    idle = PlaceTimes.idle(limits.stages)
+    turns = [_slowest(turn) for turn in zip_longest(*columns, fillvalue=idle)]
+    return predict_bubble(turns, stages=limits.stages)[0]
+
+
+def _slowest(turn: Sequence[PlaceTimes]) -> PlaceTimes:
+    return PlaceTimes(
+        forward=tuple(map(max, zip(*(each.forward for each in turn), strict=True))),
+        backward=tuple(map(max, zip(*(each.backward for each in turn), strict=True))),
+        step=tuple(map(max, zip(*(each.step for each in turn), strict=True))),
+        transfer_s=max(each.transfer_s for each in turn),
+    )
+
+
+def _times(queues: Sequence[JobQueue], limits: Limits, cost: CostModel) -> list[PlaceTimes]:
+    if not queues:
+        return []
+    plan = plan_run(queues, limits, effort=_EFFORT)
+    return place_times(plan, cost, {queue.name: queue.rank for queue in queues})

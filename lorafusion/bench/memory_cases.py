@@ -11,14 +11,14 @@ from pathlib import Path
 
 from lorafusion.jobs.schema import RunSpec
 
-__all__ = ["BASES", "CAPACITIES", "MemoryBase", "make_base", "make_spec"]
+__all__ = ["BASES", "CAPACITIES", "MemoryBase", "WORDS", "make_base", "make_spec"]
 
 CAPACITIES = (512, 1024, 2048, 4096)
 RANKS = (8, 16, 32)
 STEPS = 2
 # Tokens of a sample at most: a microbatch of 512 holds some of them.
 _LONGEST = 256
-_WORDS = (
+WORDS = (
     "the of and to in is was for on that with as it by at from his an were are which this".split()
 )
 
@@ -112,7 +112,7 @@ def make_spec(base: Path, capacity: int, folder: Path) -> RunSpec:
 
 
 def _row(rng: random.Random, *, whole: bool) -> dict[str, str]:
-    words = rng.choices(_WORDS, k=rng.choice((60, 120, 200, 300)))
+    words = rng.choices(WORDS, k=rng.choice((60, 120, 200, 300)))
     if whole:
         return {"text": " ".join(words)}
     cut = 2 * len(words) // 3

@@ -183,6 +183,8 @@ def _show(console: Console, found: Study, seconds: float, device: str) -> None:
         f"cost model: {found.cost.source} ({device}); planned in {seconds:.1f} s",
         highlight=False,
     )
+    if found.sharing is not None:
+        console.print(f"replicas: {found.sharing.why}", highlight=False)
     console.print()
     console.print(memory_table(found.memory))
     if found.plan.alone:

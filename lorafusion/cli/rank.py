@@ -17,6 +17,7 @@ from lorafusion.cli.train import existing_results, resume_command, show_run, wri
 from lorafusion.errors import LorafusionError
 from lorafusion.jobs.loading import read_run_file
 from lorafusion.launch.codes import SIGNALLED, StoppedEarly
+from lorafusion.launch.elastic import Elastic
 from lorafusion.launch.worker import HANG_TIMEOUT_S, START_TIMEOUT_S, RankOptions, run_rank
 from lorafusion.training.grid import Grid
 from lorafusion.training.options import trace_mode
@@ -51,6 +52,14 @@ def command(  # noqa: PLR0913 - one argument an option
     serve: Annotated[
         bool, typer.Option("--serve", help="FILE is a server's: jobs come from the store.")
     ] = False,
+    elastic: Annotated[
+        Elastic,
+        typer.Option(
+            help="Where there are other than S x D ranks, as after torchrun --nnodes MIN:MAX has "
+            "lost a machine: refuse; recut: go on with other stages and replicas; wait: until "
+            "they are there. With the last two an earlier run is gone on with."
+        ),
+    ] = "refuse",
     start_timeout: Annotated[
         float, typer.Option(min=1, help="Seconds within which every rank must have come.")
     ] = START_TIMEOUT_S,
@@ -59,6 +68,10 @@ def command(  # noqa: PLR0913 - one argument an option
 
     Exit code: as `lorafusion train`, on rank 0; on the others 0, or 2 or 1 if an error ended all.
     """
+    if overwrite and elastic != "refuse":
+        raise typer.BadParameter(
+            "--overwrite would remove at each start what --elastic goes on with: leave one out."
+        )
     if serve:
         from lorafusion.launch.served_file import read_served
 
@@ -74,6 +87,7 @@ def command(  # noqa: PLR0913 - one argument an option
         start_timeout_s=start_timeout,
         trace=trace_mode(trace),
         replica_mode=replica_mode,
+        elastic=elastic,
         read=read,
     )
     _leave(run_rank(options, lead, _follow, show=_show))

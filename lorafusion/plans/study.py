@@ -27,6 +27,7 @@ from lorafusion.planner.parts import PartCosts
 from lorafusion.planner.place_times import place_times
 from lorafusion.planner.plan import Limits, Plan
 from lorafusion.planner.queue import JobQueue
+from lorafusion.planner.replicas import Sharing, share_replicas
 from lorafusion.planner.search import plan_run
 from lorafusion.planner.shape import ModelShape
 from lorafusion.planner.simulate import Simulation, predict_bubble, simulate
@@ -101,6 +102,8 @@ class Study:
         simulation: Of the plan.
         memory: Of each stage by kind, with all microbatches in flight like the plan's fullest.
         schedules: Of the training samples alone: ours, then others'. Empty where not asked for.
+        sharing: How a run would share the jobs among replicas, which the plan splits all over all;
+            None: there is one.
     """
 
     cut: tuple[range, ...]
@@ -111,6 +114,7 @@ class Study:
     simulation: Simulation
     memory: tuple[StageMemory, ...]
     schedules: tuple[Schedule, ...]
+    sharing: Sharing | None = None
 
 
 def study(
@@ -165,8 +169,15 @@ def study(
         static_bytes=[stage.static_bytes for stage in cost.stages],
     )
     schedules = _schedules(loaded, limits, play) if wish.compare else ()
+    sharing = None
+    if wish.replicas > 1:
+        status("comparing with jobs spread over the replicas")
+        machines = wish.machines or Machines(wish.device, 1, wish.stages * wish.replicas)
+        columns = sum(linear.inputs + linear.outputs for linear in setup.adapted(shape))
+        added = cost if wish.machines else with_reduction(cost, cut, machines, columns=columns)
+        sharing = share_replicas(loaded, limits, added)
     memory = estimate_memory(shape, wish.device, setup, cost, cut, _fullest(plan, cost, ranks))
-    return Study(cut, cost, choice, plan, ranks, simulation, memory, schedules)
+    return Study(cut, cost, choice, plan, ranks, simulation, memory, schedules, sharing)
 
 
 def _parts(shape: ModelShape, setup: Setup, wish: Wish) -> PartCosts:

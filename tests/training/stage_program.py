@@ -56,7 +56,7 @@ def main() -> None:
 
 def ranks_of(case: dict[str, Any]) -> int:
     """How many there are."""
-    return case["stages"] * case["replicas"]
+    return case["ranks"] or case["stages"] * case["replicas"]
 
 
 def fork(case: dict[str, Any], rank: int) -> int:
@@ -93,6 +93,7 @@ def be_rank(case: dict[str, Any], rank: int) -> None:
         stages=case["stages"],
         replicas=case["replicas"],
         replica_mode=case["mode"],
+        elastic=case["elastic"],
         output=Path(case["output"]),
         resume=case["resume"],
         as_json=True,

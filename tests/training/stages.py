@@ -41,6 +41,8 @@ class Case:
     )
     replicas: int = 1
     mode: str = "together"
+    ranks: int = 0
+    elastic: str = "refuse"
 
 
 @dataclass(frozen=True)

@@ -124,3 +124,23 @@ def test_stopped_and_resumed_with_fewer_replicas(
     assert not list((output / jobs[0]["name"]).glob("checkpoints/*/stage-2*"))
     run(output, deep_base, jobs, resume=True, deterministic=True)
     check_same(output, whole, jobs)
+
+
+@pytest.mark.parametrize(("ranks", "found"), [(2, "2 stages"), (3, "3 stages"), (1, "1 stage")])
+def test_fewer_ranks_go_on_over_another_grid(
+    ranks: int, found: str, stages: Stages, jobs: Jobs, whole: Path, tmp_path: Path
+) -> None:
+    """As after torchrun has lost a machine and started all ranks anew."""
+    output = tmp_path / "out"
+    kill = Fault(3, "kill", jobs[0]["name"], BAD + 1)
+    first = stages.run(Case(output, 2, [kill], replicas=2), jobs, deterministic=True)
+    assert first.codes[3] == -9
+    refused = stages.run(Case(output, 2, replicas=2, ranks=ranks), jobs, deterministic=True)
+    assert refused.codes == [2] * ranks
+    assert f"--replicas 2, but there are {ranks} ranks" in " ".join(refused.err.split())
+    case = Case(output, 2, replicas=2, ranks=ranks, elastic="recut")
+    second = stages.run(case, jobs, deterministic=True)
+    assert second.codes == [0] * ranks, second.err
+    said = f"there are {ranks} ranks: {found}, not 2 stages and 2 replicas"
+    assert said in " ".join(second.err.split())
+    check_same(output, whole, jobs)

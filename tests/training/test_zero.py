@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorafusion.errors import LaunchError
 from lorafusion.models.load import load_base
 from tests.conftest import make_llama, make_tokenizer
 from tests.models.askew import make_askew
@@ -176,6 +177,24 @@ def test_a_killed_rank_ends_the_run(base: Path, jobs: Jobs, stages: Stages, tmp_
     ended = stages.run(case, jobs[:2], parallel=ZERO)
     assert ended.codes == [1, -9], ended.err
     assert "rank 1" in ended.err
+
+
+def test_zero_in_one_process_says_how_to_start_it(base: Path, jobs: Jobs, tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="lorafusion train FILE --replicas D"):
+        runs.run(tmp_path, base, jobs[:1], parallel=ZERO)
+
+
+@pytest.mark.parametrize("mode", ["spread", "auto"])
+def test_jobs_on_replicas_of_their_own(
+    mode: str, base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
+    """They still need one another's parts of the base, and end at different times."""
+    short = [{**job, "max_steps": 3 + 2 * i} for i, job in enumerate(jobs)]
+    runs.run(tmp_path / "alone", base, short, dtype="float64")
+    train(stages, Case(tmp_path / "2", 1, replicas=2, mode=mode), short, dtype="float64")
+    for job in short:
+        found, expected = (runs.losses(tmp_path / name / job["name"]) for name in ("2", "alone"))
+        assert runs.loss_difference(found, expected) <= 1e-9
 
 
 def test_zero_with_stages_is_refused_on_all_ranks(
