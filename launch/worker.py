@@ -242,7 +242,8 @@ def _settled(rank: Rank) -> Rank:
         wait_for_ranks(world, grid, partial(_say, rank))
     if world.ranks != grid.ranks and options.elastic == "recut" and rank.problem is None:
         grid = recut(grid, world.ranks, _layers(rank))
-        notes = (f"there are {world.ranks} ranks: {describe(grid)}, not {describe(options.grid)}",)
+        asked = f"{describe(options.grid)} ({options.grid.ranks} ranks)"
+        notes = (f"{asked} were asked for, and there are {world.ranks}: {describe(grid)}",)
         rank.log.say(notes[0])
     check_grid(world, grid)
     options = replace(options, grid=grid)

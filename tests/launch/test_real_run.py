@@ -74,3 +74,33 @@ def test_a_killed_rank_changes_no_result(train, tmp_path: Path, rank: int) -> No
         for folder in (out, tmp_path / "whole")
     ]
     assert adapters[0] == adapters[1]
+
+
+def test_replicas_from_the_command_line(train, tmp_path: Path) -> None:
+    """Four processes; one is lost, and the adapter is that of two."""
+    whole = train(40, folder="whole").end()
+    assert whole.code == 0, whole.err
+    run = train(40, "--replicas", 2, "--max-restarts", 1)
+    out = tmp_path / "out"
+    wait_until(lambda: steps_done(out) >= 5)
+    log = (out / "logs" / "rank-3.log").read_text()
+    os.kill(int(re.findall(r"process (\d+), start", log)[-1]), signal.SIGKILL)
+    run.end()
+    assert run.code == 0, run.err
+    assert "rank 3 (stage 1 of replica 1) was killed by SIGKILL" in run.err
+    assert "every batch is split over 2 replicas" in " ".join((run.out + run.err).split())
+    adapters = [
+        (folder / "a" / "adapter" / "adapter_model.safetensors").read_bytes()
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert adapters[0] == adapters[1]
+    result = json.loads((out / "result.json").read_text())
+    assert [(rank["replica"], rank["stage"]) for rank in result["stages"]] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+    ]
+    for name in ("trace/pipeline.html", "trace/pipeline.png", "report.html"):
+        assert (out / name).exists(), run.err
+    assert not list(out.glob("a/checkpoints/*/stage-2*"))

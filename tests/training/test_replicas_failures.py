@@ -141,6 +141,6 @@ def test_fewer_ranks_go_on_over_another_grid(
     case = Case(output, 2, replicas=2, ranks=ranks, elastic="recut")
     second = stages.run(case, jobs, deterministic=True)
     assert second.codes == [0] * ranks, second.err
-    said = f"there are {ranks} ranks: {found}, not 2 stages and 2 replicas"
+    said = f"2 stages and 2 replicas (4 ranks) were asked for, and there are {ranks}: {found}"
     assert said in " ".join(second.err.split())
     check_same(output, whole, jobs)

@@ -219,6 +219,29 @@ def test_a_stage_of_two(
     assert all(tokens_of(place) <= learned or samples_of(place) == 1 for place in late)
 
 
+@pytest.mark.multiproc
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_replica_of_two(
+    stage: int,
+    deterministic: bool,
+    jobs: Jobs,
+    deep_base: Path,
+    stages: Stages,
+    tmp_path: Path,
+) -> None:
+    """The other one goes on with whole places, and all plan with less."""
+    jobs = [{**job, "max_seq_len": LONGEST} for job in jobs]
+    runs.run(tmp_path / "alone", deep_base, jobs, **settings(deterministic))
+    faults = [Fault(2 + stage, "full-backward", "wide", 60)]
+    case = Case(tmp_path / "out", 2, faults, trace=True, replicas=2)
+    ended = stages.run(case, jobs, **settings(deterministic))
+    assert ended.codes == [0] * 4, ended.err
+    same(tmp_path / "out", tmp_path / "alone", [job["name"] for job in jobs], bits=deterministic)
+    if not deterministic:
+        said = " ".join(ended.err.split())
+        assert f"stage {stage} of replica 1 ran out of memory" in said
+
+
 def make_place() -> Place:
     """Samples of 5, 1, 4 and of 2, 8 tokens."""
     a = PlannedSegment("a", 3, (7, 8, 9), (5, 1, 4), (2, 1, 3), (6, 2, 5))
