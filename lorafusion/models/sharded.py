@@ -43,7 +43,6 @@ class _View(NamedTuple):
 
     unit: int
     parameter: nn.Parameter
-    dtype: torch.dtype
     shape: torch.Size
     strides: tuple[int, ...]
     offset: Any
@@ -142,7 +141,7 @@ class ShardedWeights:
             return tensor, tensor._version
         assert tensor.dtype == parameter.dtype, "a weight was saved as another type"
         layout = tensor.shape, tensor.stride(), tensor.storage_offset()
-        return _View(self._whole, parameter, tensor.dtype, *layout)
+        return _View(self._whole, parameter, *layout)
 
     def _unpack(self, packed: Any) -> torch.Tensor:
         if isinstance(packed, _View):

@@ -63,7 +63,7 @@ class Stage(nn.Module):
         self.fused = fuse_elementwise(base.model, base.names.linears, base.open)
         """What runs as one pass where transformers takes several."""
         with watch_inputs(base.model, base.names.linears) as shared_inputs:
-            check_stage(base, self._packed, self._opened, self._open_head, name=attention.NAME)
+            check_stage(base, self._packed, self._opened, lambda: self.head, name=attention.NAME)
         self.shared_inputs = tuple(shared_inputs)
         """Full names of linears that are given the same tensor, for :class:`AdapterBank`."""
 
@@ -71,6 +71,12 @@ class Stage(nn.Module):
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.layers.parameters()).device
+
+    @property
+    def head(self) -> Head | None:
+        """On the last stage. Of a base that is cut over ranks, whole until another part is used."""
+        self._base.open(self._base.names.head)
+        return self._head
 
     def forward(self, entering: torch.Tensor, layout: AdapterLayout) -> torch.Tensor:
         """The hidden state [T, D] behind the layers, on the last stage behind the final norm.
@@ -110,14 +116,9 @@ class Stage(nn.Module):
         Returns:
             The sum, differentiable in ``hidden_LD``, and the cross-entropy of each row [L].
         """
-        head = self._open_head()
+        head = self.head
         assert head is not None, "the last stage alone has a head"
         return cross_entropy(hidden_LD, head, targets_L, weights_L)
-
-    def _open_head(self) -> Head | None:
-        """The head, its weights there until another unit's are asked for."""
-        self._base.open(self._base.names.head)
-        return self._head
 
     def _run_layer(
         self, layer: nn.Module, hidden: torch.Tensor, call: LayerCall, layout: AdapterLayout
