@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from lorafusion.bench import pages, results, studies_table
@@ -159,7 +158,7 @@ def _nothing(_turn: Turn) -> None:
 
 
 def main(
-    name: Annotated[str, typer.Argument(click_type=click.Choice(list(STUDIES)))],
+    name: Annotated[str, typer.Argument(help=f"Which study: {', '.join(STUDIES)}.")],
     base: Annotated[Path, typer.Option(help="Folder of SmolLM2-135M, as `fetch demo` has it.")],
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each case.")] = 3,
     output: Annotated[
@@ -170,6 +169,8 @@ def main(
     ] = None,
 ) -> None:
     """Measure, write, and print the table. Exit code 1: losses differ that should not."""
+    if name not in STUDIES:
+        raise typer.BadParameter(f"{name!r}; allowed: {', '.join(STUDIES)}")
     prepare_environment()
     study = STUDIES[name]
     say: Say = lambda text: typer.echo(text, err=True)  # noqa: E731
