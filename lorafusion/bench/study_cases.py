@@ -180,7 +180,7 @@ def _jobs(size: Size) -> list[Case]:
         )
 
     return [
-        Case(name, tuple(job(number, count) for number in range(count)))
+        Case(name, tuple(job(number, count) for number in range(count)), steps=2)
         for name, count in counts.items()
     ]
 
@@ -240,7 +240,8 @@ STUDIES = {
     for study in (
         Study(
             "jobs",
-            "The same samples as batches of 2, 16 and 64 jobs of rank 8, a step of each.",
+            "The same samples as batches of 2, 16 and 64 jobs of rank 8, two steps of each. At the "
+            "end of a job its checkpoint and adapter are written.",
             _jobs,
             (_more_jobs(16, 0.9), _more_jobs(64, 0.8)),
             same_loss=True,

@@ -27,7 +27,8 @@ def markdown(result: Row) -> str:
     lines = [measured_on(result, about)]
     for comparison in result["comparisons"]:
         lines += ["", f"Dropout {comparison['dropout']:g}:", "", *_speeds(comparison)]
-        lines += ["", _ceilings(comparison)]
+        if _limited(comparison):
+            lines += ["", _ceilings(comparison)]
         lines += ["", *_losses(comparison)]
     return "\n".join(lines)
 
@@ -44,28 +45,32 @@ def _noise(result: Row) -> str:
 def _speeds(comparison: Row) -> list[str]:
     rows: list[list[str]] = []
     for way in comparison["ways"]:
-        speed, ratio, share = way["tokens_per_s"], way["ratio"], way["of_limit"]
-        peak = way["peak_rss_mb"] if way["way"] != LIMIT else None
+        speed, ratio, peak = way["tokens_per_s"], way["ratio"], way["peak_rss_mb"]
         rows.append(
             [
                 f"`{way['way']}`",
                 f"{speed['median']:,.0f} ({speed['low']:,.0f} to {speed['high']:,.0f})",
                 "" if ratio is None else f"**{ratio['median']:.2f}×**",
                 "" if ratio is None else f"{ratio['low']:.2f} to {ratio['high']:.2f}",
-                _share(way["way"], share),
-                "-" if peak is None else f"{peak / 1e3:.1f}",
+                *([_share(way)] if _limited(comparison) else []),
+                "-" if peak is None or way["way"] == LIMIT else f"{peak / 1e3:.1f}",
             ]
         )
-    return table(
-        ["way", "tokens/s", "ours is", "of which", "of the limit", "peak memory, GB"], rows
-    )
+    shares = ["of the limit"] if _limited(comparison) else []
+    return table(["way", "tokens/s", "ours is", "of which", *shares, "peak memory, GB"], rows)
 
 
-def _share(way: str, share: Row | None) -> str:
+def _limited(comparison: Row) -> bool:
+    """Whether the limit was measured, as it was not always."""
+    return any(way["way"] == LIMIT for way in comparison["ways"])
+
+
+def _share(way: Row) -> str:
+    share = way["of_limit"]
     if share is None:
         return ""
     shown = f"{share['median']:.0%}"
-    return f"**{shown}**" if way == OURS else shown
+    return f"**{shown}**" if way["way"] == OURS else shown
 
 
 def _ceilings(comparison: Row) -> str:
@@ -73,9 +78,9 @@ def _ceilings(comparison: Row) -> str:
     found = [
         f"{1 / way['of_limit']['median']:.2f} times `{way['way']}`"
         for way in comparison["ways"]
-        if way["way"] not in NO_BASELINES and way["of_limit"] is not None
+        if way["way"] not in NO_BASELINES
     ]
-    return f"The limit is {', '.join(found)}." if found else ""
+    return f"The limit is {', '.join(found)}."
 
 
 def _losses(comparison: Row) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from lorafusion.bench import (
     attention,
+    attribution,
     demo,
     elementwise,
     kernels_table,
@@ -28,9 +29,11 @@ from lorafusion.bench import (
     profile_study,
     service_study,
     shared,
+    studies_table,
     train_table,
     what_if,
 )
+from lorafusion.bench.study_cases import STUDIES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -47,6 +50,14 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/kernels.md", "bench: shared inputs", "kernels/shared.json", shared.markdown),
     ("docs/memory.md", "bench: memory", "memory/memory.json", memory_table.markdown),
     ("docs/peft.md", "bench: patched", "peft/patched.json", patched.markdown),
+    *(
+        ("docs/performance.md", f"bench: {name}", f"performance/{name}.json", made)
+        for name, made in (
+            ("attribution", attribution.markdown),
+            *((name, studies_table.markdown) for name in STUDIES),
+        )
+    ),
+    ("docs/performance.md", "bench: train", "performance/bench.json", train_table.markdown),
     ("docs/pipeline.md", "pipeline: bench", "pipeline/pipeline.json", pipeline_table.markdown),
     ("docs/planner.md", "bench: balance", "planner/balance.json", plan_balance.markdown),
     ("docs/planner.md", "bench: cases", "planner/cases.json", plan_table.cases),
