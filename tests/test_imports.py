@@ -59,6 +59,7 @@ ALLOWED = {
         "adapters",
         "data",
         "kernels",
+        "plans",
         *PLAIN,
     },
     # Of the training side it imports nothing but in child processes: it may be what is broken.

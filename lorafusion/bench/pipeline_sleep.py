@@ -23,6 +23,7 @@ from lorafusion.planner.plan import Place, Plan
 from lorafusion.planner.search import plan_run
 from lorafusion.planner.simulate import simulate
 from lorafusion.training.compute import Compute
+from lorafusion.training.passes import OwnPasses
 from lorafusion.training.piece import Piece, Work
 from lorafusion.training.residents import Residents
 from lorafusion.training.team import Team
@@ -103,6 +104,7 @@ class SleepCompute(Compute):
     def __init__(self, times: Mapping[Place, PlaceTimes], team: Team) -> None:
         """``times``: of each place; equal places take equally long."""
         self.failed = set()
+        self.passes = OwnPasses()
         self._times = times
         self._team = team
 
