@@ -53,7 +53,7 @@ def wait_for_ranks(world: World, grid: Grid, say: Callable[[str], None]) -> NoRe
     Raises:
         LaunchError: Nobody would start it again, or there are too many ranks.
     """
-    if world.ranks > grid.ranks or not world.has_store:
+    if world.ranks > grid.ranks or not world.restarted:
         why = (
             "no further ranks are needed"
             if world.ranks > grid.ranks

@@ -29,6 +29,7 @@ class World:
         restarts: How often torchrun has started all ranks anew.
         has_store: torchrun listens at ``address``; else rank 0 has to.
         replicas: Pipelines that the ranks form.
+        restarted: torchrun watches over the ranks, and may start all of them anew.
     """
 
     rank: int
@@ -40,6 +41,7 @@ class World:
     restarts: int = 0
     has_store: bool = False
     replicas: int = 1
+    restarted: bool = False
 
     @property
     def grid(self) -> Grid:
@@ -80,6 +82,7 @@ class World:
             host=socket.gethostname(),
             restarts=_number(environment, RESTARTS, 0),
             has_store=environment.get(AGENT_STORE) == "True",
+            restarted=RESTARTS in environment,
         )
 
 

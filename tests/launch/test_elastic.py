@@ -37,7 +37,7 @@ def test_a_grid_in_words() -> None:
     [(8, True, "no further ranks"), (2, False, "not started by torchrun")],
 )
 def test_waiting_is_refused_where_it_has_no_end(ranks: int, torchrun: bool, words: str) -> None:
-    world = World(0, ranks, 0, ranks, "localhost:1", "here", has_store=torchrun)
+    world = World(0, ranks, 0, ranks, "localhost:1", "here", restarted=torchrun)
     said: list[str] = []
     with pytest.raises(LaunchError, match=words):
         wait_for_ranks(world, Grid(2, 2), said.append)
