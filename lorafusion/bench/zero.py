@@ -62,10 +62,11 @@ class Way:
     parallel: Mapping[str, object] | None = None
 
 
+_REPLICAS = ("--replicas", "2", "--replica-mode", "spread")
 WAYS = (
     Way("whole base, 1 process"),
-    Way("whole base, 2 replicas", ("--replicas", "2")),
-    Way("ZeRO-3, 2 replicas", ("--replicas", "2"), {"zero": 3}),
+    Way("whole base, 2 replicas", _REPLICAS),
+    Way("ZeRO-3, 2 replicas", _REPLICAS, {"zero": 3}),
     Way("2 stages", ("--stages", "2")),
 )
 

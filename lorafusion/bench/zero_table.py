@@ -17,12 +17,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     for turn in result["turns"]:
         ways.setdefault(turn["way"], []).append(turn)
     first = next(iter(ways.values()))
-    kinds = ("base", "adapters", "optimizer", "gradients")
-    head = ["way", *kinds, "peak of a rank", "time", "range"]
+    head = ["way", "base", "peak of a rank", "time", "range"]
     rows = [
         [
             name,
-            *(_mb(max(turn["kinds"][kind] for turn in turns)) for kind in kinds),
+            _mb(max(turn["kinds"]["base"] for turn in turns)),
             _mb(max(turn["peak"] for turn in turns)),
             *_times(turns, first),
         ]
