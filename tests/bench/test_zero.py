@@ -1,4 +1,4 @@
-"""The ZeRO-3 benchmark's page is that of its figures, and other losses are no result."""
+"""The ZeRO-3 benchmark: what it found of the base, and that other losses are no result."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from lorafusion.bench import pages, results, zero, zero_table
+from lorafusion.bench import results, zero
 from lorafusion.errors import WrongResultError
 
-PAGE = Path(__file__).parents[2] / "docs" / "zero.md"
+FIGURES = Path(__file__).parents[2] / "docs" / "zero" / "zero.json"
 
 
-def test_the_page_has_the_measured_table() -> None:
-    found = results.read(PAGE.with_suffix("") / "zero.json")
-    assert pages.found_in(PAGE, results.mark("zero")) == zero_table.markdown(found)
+def test_a_rank_keeps_half_of_the_base() -> None:
+    found = results.read(FIGURES)
     whole, cut = (
         max(turn["kinds"]["base"] for turn in found["turns"] if turn["way"] == way.name)
         for way in zero.WAYS[1:3]

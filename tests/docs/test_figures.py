@@ -32,6 +32,7 @@ from lorafusion.bench import (
     studies_table,
     train_table,
     what_if,
+    zero_table,
 )
 from lorafusion.bench.study_cases import STUDIES
 
@@ -66,6 +67,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
     ("docs/profiling.md", "bench: profile", "profiling/profile.json", profile_study.markdown),
     ("docs/service.md", "bench: service", "service/service.json", service_study.markdown),
     ("docs/what-if.md", "bench: what-if", "what-if/what-if.json", what_if.markdown),
+    ("docs/zero.md", "bench: zero", "zero/zero.json", zero_table.markdown),
 ]
 # Counted from the code, by tests of their own.
 COUNTED = {

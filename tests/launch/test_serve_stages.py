@@ -57,11 +57,11 @@ def test_jobs_come_while_it_serves_and_a_lost_stage_costs_none(
 
 
 def test_it_waits_without_jobs_for_longer_than_a_hang(service: Service, jobs: list[Job]) -> None:
-    server = service.serve("--stages", 2, "--hang-timeout", 2, "--max-restarts", 0)
+    server = service.serve("--stages", 2, "--hang-timeout", 5, "--max-restarts", 0)
     service.submit(jobs[:1])
     service.until(all_are("succeeded"))
     with pytest.raises(Exception, match="timed out"):
-        server.wait(6)
+        server.wait(12)
     service.submit(jobs[1:2])
     service.until(all_are("succeeded"))
     server.send_signal(signal.SIGINT)
