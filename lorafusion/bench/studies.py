@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -173,7 +174,7 @@ def main(
         raise typer.BadParameter(f"{name!r} is no study; allowed: {', '.join(STUDIES)}.")
     prepare_environment()
     study = STUDIES[name]
-    say: Say = lambda text: typer.echo(text, err=True)  # noqa: E731
+    say = partial(typer.echo, err=True)
     result = results.result(
         study.name, about=study.about, **run_study(study, str(base), rounds, size=Size(), say=say)
     )
