@@ -45,21 +45,18 @@ class RingPeers:
         links = (self._before, self._behind, *self._chain)
         return list({id(link): link for link in links if link is not None}.values())
 
-    def total(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put into each tensor its sum over the replicas."""
-        if not any(tensor.numel() for tensor in tensors):
+    def total(self, flat: torch.Tensor) -> None:
+        """Put into a flat tensor its sum over the replicas."""
+        if not flat.numel():
             return
-        whole = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-        parts = list(whole.tensor_split(self._replicas))
+        parts = list(flat.tensor_split(self._replicas))
         for step in range(self._replicas - 1):
             number, came = self._turn(parts, self._replica - step)
             parts[number] = parts[number] + came
         for step in range(self._replicas - 1):
             number, came = self._turn(parts, self._replica + 1 - step)
             parts[number] = came
-        sums = torch.cat(parts).split([tensor.numel() for tensor in tensors])
-        for tensor, found in zip(tensors, sums, strict=True):
-            tensor.copy_(found.view_as(tensor))
+        flat.copy_(torch.cat(parts))
 
     def begin(self, place: int) -> None:
         """Wait until rank 0 has begun ``place``, and tell the next replica."""

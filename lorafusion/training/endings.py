@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lorafusion.errors import CheckpointError, LorafusionError, OutputError
 from lorafusion.training.clock import Clock
@@ -13,30 +15,45 @@ from lorafusion.training.output import ExportFacts, JobOutput, job_result
 from lorafusion.training.result import JobResult, JobState
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Ending:
     job: TrainingJob
     state: JobState
     reason: str | None
+    export: Future[Path] | None = None
 
 
 class Endings:
     """What becomes of the jobs that leave."""
 
     def __init__(
-        self, outputs: Mapping[str, JobOutput], facts: ExportFacts, clock: Clock, events: Events
+        self,
+        outputs: Mapping[str, JobOutput],
+        facts: ExportFacts,
+        clock: Clock,
+        events: Events,
+        writers: Executor,
     ) -> None:
-        """``facts``: for the exported adapters. ``events`` is told of each end."""
+        """Nobody has ended.
+
+        Args:
+            outputs: By job.
+            facts: For the exported adapters.
+            clock: Knows what each job's speed was.
+            events: Told of each end.
+            writers: Where adapters are exported.
+        """
         self._outputs = outputs
         self._facts = facts
         self._clock = clock
         self._events = events
+        self._writers = writers
         self._waiting: dict[str, _Ending] = {}
         self.results: dict[str, JobResult] = {}
 
     @property
     def waiting(self) -> bool:
-        """Whether a job's last checkpoint is not on the disk yet."""
+        """Whether a job's last checkpoint or its adapter is not on the disk yet."""
         return bool(self._waiting)
 
     def begin(self, job: TrainingJob, state: JobState, reason: str | None = None) -> None:
@@ -63,24 +80,36 @@ class Endings:
         """A stage could not do the last step, or not save it."""
         ending = self._waiting.pop(name, None)
         if ending is not None:
+            if ending.export is not None:
+                wait([ending.export])  # else it would bring back what is withdrawn
             self.fail(ending.job, reason)
 
     def settle(self) -> None:
-        """Export what is saved by now; does not wait for anything but that."""
+        """Export what is saved by now, in the background; does not wait for anything."""
         for name, ending in list(self._waiting.items()):
             try:
-                if self._outputs[name].complete():
+                if self._is_over(ending):
                     del self._waiting[name]
-                    self._finish(self._export(ending))
+                    self._finish(self._close(ending))
             except LorafusionError as error:
                 self._waiting.pop(name, None)
                 self.fail(ending.job, str(error))
 
-    def _export(self, ending: _Ending) -> JobResult:
+    def _is_over(self, ending: _Ending) -> bool:
+        """Whether all is on the disk; begins with the adapter once the last checkpoint is."""
         job, output = ending.job, self._outputs[ending.job.name]
-        adapter = output.export(job, self._facts) if job.step else None
-        output.close()
-        return job_result(job, ending.state, reason=ending.reason, adapter=adapter)
+        if ending.export is not None:
+            return ending.export.done()
+        if not output.complete():
+            return False
+        if job.step:
+            ending.export = self._writers.submit(output.export, job, self._facts)
+        return not job.step
+
+    def _close(self, ending: _Ending) -> JobResult:
+        adapter = None if ending.export is None else ending.export.result()
+        self._outputs[ending.job.name].close()
+        return job_result(ending.job, ending.state, reason=ending.reason, adapter=adapter)
 
     def _finish(self, result: JobResult) -> None:
         folder = str(self._outputs[result.name].folder)

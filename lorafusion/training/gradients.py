@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from lorafusion.training.flat import Flat
+
 
 class GradientSum:
     """Adds what backwards leave in ``.grad``, in the plan's order or in the samples' own.
@@ -22,13 +24,15 @@ class GradientSum:
             shared: Other replicas have samples of the step too.
         """
         self._parameters = parameters
+        self.flat = Flat(parameters)
+        """How :meth:`finish` lays the gradients out."""
         self._shared = shared
-        self._filler: list[torch.Tensor] = []
+        self._filler: torch.Tensor | None = None
         self._spoilt = False
         self._each = sum(parameter.nbytes for parameter in parameters)
-        self._sum: list[torch.Tensor] | None = None
+        self._sum: torch.Tensor | None = None
         self._order: dict[int, int] | None = None
-        self._held: dict[int, list[torch.Tensor]] = {}
+        self._held: dict[int, torch.Tensor] = {}
         self._next = 0
         self.held_bytes_peak = 0
 
@@ -42,17 +46,19 @@ class GradientSum:
         self._order = None if samples is None else {s: i for i, s in enumerate(samples)}
         self._sum, self._next, self._spoilt = None, 0, False
         self._held.clear()
-        self._filler = []
+        self._filler = None
 
     def collect(self, sample: int | None = None) -> None:
         """Take the gradients of the backward that just ended (of ``sample`` alone, if ordered)."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        gradient = self.flat.pack(
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        )
         self.forget()
         if self._order is None:
-            self._add(gradients)
+            self._add(gradient)
             return
         assert sample is not None
-        self._held[self._order[sample]] = gradients
+        self._held[self._order[sample]] = gradient
         self.held_bytes_peak = max(self.held_bytes_peak, self._each * len(self._held))
         while not self._shared and self._next in self._held:
             self._add(self._held.pop(self._next))
@@ -75,32 +81,33 @@ class GradientSum:
         else:
             lacks = self._next + len(self._held) < len(self._order)
         assert self._shared or self._spoilt or not lacks, "a step ended before all its samples"
-        if lacks and not self._filler:
+        if lacks and self._filler is None:
             # What is added to -0.0 keeps every bit, unlike with 0.0 the sign of a zero.
-            value = torch.nan if self._spoilt else -0.0
-            self._filler = [torch.full_like(p, value) for p in self._parameters]
+            self._filler = self.flat.full(torch.nan if self._spoilt else -0.0)
 
-    def finish(self, add_up: Callable[[Sequence[torch.Tensor]], None]) -> list[torch.Tensor]:
-        """The sum over the whole step, a tensor per parameter; to be called behind :meth:`close`.
+    def finish(self, add_up: Callable[[torch.Tensor], None]) -> torch.Tensor:
+        """The sum over the whole step, flat; to be called behind :meth:`close`.
 
-        ``add_up`` puts the sum over all replicas into tensors. It is called as often on each of
+        ``add_up`` puts the sum over all replicas into a tensor. It is called as often on each of
         them: once, or in the samples' order once for each.
         """
         if self._order is None:
             total = self._filler if self._sum is None else self._sum
+            assert total is not None, "a step that was not closed"
             add_up(total)
             return total
         for index in range(self._next, len(self._order)):
-            own = self._held.pop(index, None)
-            part = [p.clone() for p in self._filler] if own is None else own
+            part = self._held.pop(index, None)
+            if part is None:
+                assert self._filler is not None, "a step that was not closed"
+                part = self._filler.clone()
             add_up(part)
             self._add(part)
         assert self._sum is not None, "a step without samples"
         return self._sum
 
-    def _add(self, gradients: list[torch.Tensor]) -> None:
+    def _add(self, gradient: torch.Tensor) -> None:
         if self._sum is None:
-            self._sum = gradients
-            return
-        for total, gradient in zip(self._sum, gradients, strict=True):
-            total += gradient
+            self._sum = gradient
+        else:
+            self._sum += gradient

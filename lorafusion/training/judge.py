@@ -70,7 +70,7 @@ class Judge:
         ]
         whole = torch.cat(numbers)
         if len(whole):
-            self._team.peers.total([whole])
+            self._team.peers.total(whole)
         found: list[Brought] = []
         for place, part in zip(turn.places, whole.split([len(n) for n in numbers]), strict=True):
             found.append(Brought(*part.split(counts(place))))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor as Pool
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Workplace:
         residents: The jobs on it.
         limits: What plans are made for.
         facts: For the exported adapters.
+        writers: Where they are written.
         events: Told what happens.
         should_stop: Asked between places; a reason means stop.
         should_stop_job: Asked of a job after its steps and evals; a reason means pause it.
@@ -62,6 +64,7 @@ class Workplace:
     residents: Residents
     limits: Limits
     facts: ExportFacts
+    writers: Pool
     events: Events
     should_stop: Callable[[], str | None]
     should_stop_job: Callable[[str], str | None]
@@ -87,7 +90,9 @@ class TrainingLoop:
         self._outputs = outputs
         self._on_finished = on_finished
         self.clock = Clock()
-        self._endings = Endings(outputs, workplace.facts, self.clock, workplace.events)
+        self._endings = Endings(
+            outputs, workplace.facts, self.clock, workplace.events, workplace.writers
+        )
         # Where jobs come and go, each is to have its share; else the run is to end soonest.
         policy = "makespan" if workplace.newcomers is None else "fair"
         homes, limits = workplace.homes, workplace.limits

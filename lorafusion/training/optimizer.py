@@ -12,15 +12,17 @@ import torch
 from torch.autograd.graph import increment_version
 
 from lorafusion.jobs.schema import JobSpec
+from lorafusion.training.flat import Flat
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class JobOptimizer:
-    """torch's AdamW over one job's parameters, each by itself.
+    """torch's AdamW over one job's parameters, which become views of one flat tensor.
 
-    It is the fused one, which alone can skip a step without a look at the device's memory. Its
-    result for a tensor does not depend on what else is in the list.
+    420 tensors of rank 8 one by one take 10 ms a step, and 2.4 ms as one. It is the fused AdamW,
+    which alone can skip a step without a look at the device's memory. Its result for a tensor does
+    not depend on what else is there.
     """
 
     def __init__(self, spec: JobSpec, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -28,9 +30,12 @@ class JobOptimizer:
         self._parameters = dict(parameters)
         self._each = sum(parameter.nbytes for parameter in parameters.values())
         leaves = list(parameters.values())
+        self._layout = Flat(leaves)
+        self._flat = self._layout.pack(leaves)
+        for leaf, place in zip(leaves, self._layout.views(self._flat), strict=True):
+            leaf.data = place
         self._adamw = torch.optim.AdamW(
-            # torch refuses an optimizer of nothing, which a job has on some stages.
-            leaves or [torch.zeros(0)],
+            [self._flat],
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
             eps=spec.adam_epsilon,
@@ -38,31 +43,26 @@ class JobOptimizer:
             fused=True,
         )
 
-    def apply(
-        self, gradients: Sequence[torch.Tensor], verdict: torch.Tensor, *, learning_rate: float
-    ) -> None:
-        """Update by ``gradients`` times ``verdict``, or change nothing where it is NaN.
+    def apply(self, gradient: torch.Tensor, verdict: torch.Tensor, *, learning_rate: float) -> None:
+        """Update by ``gradient`` times ``verdict``, or change nothing where it is NaN.
 
         Args:
-            gradients: One per parameter; they are scaled in place.
+            gradient: Of all parameters, as :class:`Flat` lays them out; it is scaled in place.
             verdict: float64 scalar, see :func:`judge`.
             learning_rate: Of this step.
         """
         if not self._parameters:
             return
         skip = verdict.isnan()
-        factor = torch.where(skip, torch.ones_like(verdict), verdict)
-        leaves = list(self._parameters.values())
-        for parameter, gradient in zip(leaves, gradients, strict=True):
-            # A factor of 1 keeps every bit.
-            parameter.grad = gradient.mul_(factor)
+        # A factor of 1 keeps every bit.
+        self._flat.grad = gradient.mul_(torch.where(skip, torch.ones_like(verdict), verdict))
         self._adamw.param_groups[0]["lr"] = learning_rate
         # As torch's GradScaler hands it to the fused optimizers.
         vars(self._adamw)["found_inf"] = skip.to(torch.float32)
         self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
-        # The fused kernel does not tell autograd, which then could not refuse a stale backward.
-        increment_version(leaves)
+        self._flat.grad = None
+        # Nothing tells autograd, which then could not refuse a stale backward.
+        increment_version(list(self._parameters.values()))
 
     @property
     def nbytes(self) -> int:
@@ -71,23 +71,28 @@ class JobOptimizer:
 
     def moments(self) -> dict[str, torch.Tensor]:
         """``<name>.exp_avg`` and ``<name>.exp_avg_sq`` -> tensor; none before the first update."""
+        if not self._adamw.state:
+            return {}
+        state = self._adamw.state[self._flat]
         return {
-            f"{name}.{moment}": self._adamw.state[parameter][moment]
-            for name, parameter in self._parameters.items()
+            f"{name}.{moment}": value
             for moment in MOMENTS
-            if parameter in self._adamw.state
+            for name, value in zip(self._parameters, self._layout.views(state[moment]), strict=True)
         }
 
     def load(self, tensors: Mapping[str, torch.Tensor], updates: int) -> None:
         """Continue from :meth:`moments` after so many updates that were not skipped."""
-        if not updates:
+        if not updates or not self._parameters:
             return
-        for name, parameter in self._parameters.items():
-            moments = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
-            self._adamw.state[parameter] = {
-                "step": torch.tensor(float(updates), device=parameter.device),
-                **{moment: value.to(parameter, copy=True) for moment, value in moments.items()},
-            }
+        self._adamw.state[self._flat] = {
+            "step": torch.tensor(float(updates), device=self._flat.device),
+            **{
+                moment: self._layout.pack([tensors[f"{n}.{moment}"] for n in self._parameters]).to(
+                    self._flat
+                )
+                for moment in MOMENTS
+            },
+        }
 
 
 def squares_of(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -171,6 +171,7 @@ class _Run:
 
     def prepare(self, writers: ThreadPoolExecutor) -> None:
         """Adapter and output of every job, on all stages; what cannot be prepared has failed."""
+        self._writers = writers
         self._site = Site(
             self._base,
             self._team,
@@ -291,6 +292,7 @@ class _Run:
             facts=ExportFacts(
                 self._spec.base_model, site.bank.linears_and_head, site.bank.fan_in_fan_out
             ),
+            writers=self._writers,
             events=self._events,
             should_stop=self._options.should_stop,
             should_stop_job=self._options.should_stop_job,

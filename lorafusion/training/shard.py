@@ -51,7 +51,7 @@ class JobShard:
         """Whose gradients are in the running step."""
         self._optimizer = JobOptimizer(spec, self.parameters)
         self._deterministic = deterministic
-        self._whole: Sequence[torch.Tensor] | None = None
+        self._whole: torch.Tensor | None = None
         self._squares: Sequence[torch.Tensor] = ()
         self._begin_step()
 
@@ -93,7 +93,7 @@ class JobShard:
     def complete(self, squares: torch.Tensor) -> torch.Tensor:
         """``squares`` plus this stage's, behind :meth:`add_up`."""
         assert self._whole is not None, f"{self.name}: a norm before the gradient is whole"
-        self._squares = squares_of(self._whole)
+        self._squares = squares_of(self.gradients.flat.views(self._whole))
         return add_squares(squares, self._squares)
 
     @property

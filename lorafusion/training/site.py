@@ -157,7 +157,7 @@ class Site:
         """The largest of the replicas' numbers, none of which is above 2."""
         flags = torch.zeros(3, device=self._team.device)
         flags[number] = 1
-        self._team.peers.total([flags])
+        self._team.peers.total(flags)
         return int(flags.nonzero().max())
 
     def _tell_limit(self, tokens: int) -> None:

@@ -57,10 +57,10 @@ class Link(Protocol):
 class Peers(Protocol):
     """The ranks that hold the same stage, one of each replica. All call the same, in one order."""
 
-    def total(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put into each tensor its sum over the replicas, with the same bits on all of them.
+    def total(self, flat: torch.Tensor) -> None:
+        """Put into a flat tensor its sum over the replicas, with the same bits on all of them.
 
-        All must be of one dtype. ``x + -0.0`` keeps every bit of x, whatever it is.
+        ``x + -0.0`` keeps every bit of x, whatever it is.
 
         Raises:
             LostRankError: One of them is gone.
@@ -152,8 +152,8 @@ class Recorder(Protocol):
 class NoPeers:
     """The only replica's."""
 
-    def total(self, tensors: Sequence[torch.Tensor]) -> None:
-        """They are the sums."""
+    def total(self, flat: torch.Tensor) -> None:
+        """It is the sum."""
 
     def begin(self, place: int) -> None:
         """Nobody waits."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lorafusion.jobs.schema import JobSpec
+from lorafusion.training.flat import Flat
 from lorafusion.training.gradients import GradientSum
 from lorafusion.training.optimizer import JobOptimizer, add_squares, judge, squares_of
 from lorafusion.training.team import NoPeers
@@ -35,7 +36,8 @@ def step(
 ) -> float:
     """One step as a run does it; returns the gradient's norm."""
     squares = add_squares(ZERO, squares_of(whole))
-    optimizer.apply(whole, judge(squares, ZERO, limit), learning_rate=rate)
+    flat = Flat(whole).pack(whole)
+    optimizer.apply(flat, judge(squares, ZERO, limit), learning_rate=rate)
     return float(squares.sqrt())
 
 
@@ -119,6 +121,34 @@ def test_a_job_may_have_nothing_on_a_stage() -> None:
     assert optimizer.moments() == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_has_the_same_bits_whatever_is_beside_it(dtype: torch.dtype) -> None:
+    """Odd sizes, so that a loop over whole vectors would leave a rest behind each."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, generator=generator).requires_grad_()
+
+    many = {"a": leaf(1, 7), "b": leaf(577, 1), "c": leaf(3, 5), "d": leaf(16)}
+    alone = {name: {name: tensor.detach().clone()} for name, tensor in many.items()}
+    together = JobOptimizer(spec(weight_decay=0.1), many)
+    optimizers = {n: JobOptimizer(spec(weight_decay=0.1), one) for n, one in alone.items()}
+    for _ in range(5):
+        gradients = {
+            n: torch.randn(t.shape, dtype=dtype, generator=generator) for n, t in many.items()
+        }
+        flat = Flat(list(many.values())).pack(list(gradients.values()))
+        verdict = torch.tensor(0.3, dtype=torch.float64)
+        together.apply(flat, verdict, learning_rate=0.01)
+        for name, optimizer in optimizers.items():
+            one = Flat([many[name]]).pack([gradients[name]])
+            optimizer.apply(one, verdict, learning_rate=0.01)
+    for name, one in alone.items():
+        assert torch.equal(many[name], one[name]), name
+        moments = optimizers[name].moments()
+        assert all(torch.equal(together.moments()[key], moments[key]) for key in moments)
+
+
 def test_the_norm_is_summed_in_float64_and_alike_over_any_stages() -> None:
     many = [torch.full((1 << 20,), 1e-4), torch.full((1,), 100.0), torch.full((7,), 1e-3)]
     exact = (1 << 20) * float(many[0][0].double()) ** 2 + 1e4 + 7 * float(many[2][0].double()) ** 2
@@ -131,7 +161,7 @@ def test_the_norm_is_summed_in_float64_and_alike_over_any_stages() -> None:
 
 def finish(total: GradientSum) -> list[torch.Tensor]:
     total.close()
-    return total.finish(NoPeers().total)
+    return total.flat.views(total.finish(NoPeers().total))
 
 
 def put(leaves: list[torch.Tensor], value: float) -> None:

@@ -100,8 +100,8 @@ class OwnGradient(Executor):
     def _add_up(self, job: str, step: int) -> None:
         total = self._residents[job].gradients.finish
 
-        def own(add_up: Any) -> list[torch.Tensor]:
-            return total(lambda tensors: add_up([tensor.clone() for tensor in tensors]))
+        def own(add_up: Any) -> torch.Tensor:
+            return total(lambda flat: add_up(flat.clone()))
 
         self._residents[job].gradients.finish = own
         super()._add_up(job, step)

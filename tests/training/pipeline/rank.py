@@ -162,7 +162,9 @@ def _poison(shard: JobShard, step: int, layer: int) -> None:
 
     def poisoned(peers: Peers) -> None:
         add_up(peers)
-        for name, gradient in zip(shard.parameters, shard._whole or (), strict=True):
+        assert shard._whole is not None
+        gradients = shard.gradients.flat.views(shard._whole)
+        for name, gradient in zip(shard.parameters, gradients, strict=True):
             if shard.step + 1 == step and f"layers.{layer}." in name:
                 gradient.fill_(torch.inf)
 
