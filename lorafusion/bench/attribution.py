@@ -56,8 +56,6 @@ def study(
         rounds: Turns.
         say: Told what is being done.
     """
-    import torch
-
     from lorafusion.adapters.lora import LoraConfig
     from lorafusion.adapters.targets import match_targets
     from lorafusion.bench.limit import Products, linears_with_gradient
@@ -82,9 +80,11 @@ def study(
         with bench.placed([probe]) as (place,):
             for number in range(rounds + 1):
                 meter = NoiseMeter()
-                with torch.no_grad():
-                    limit = {name: _seconds(run) for name, run in pieces.items()}
-                turn: dict[str, Any] = {"limit": limit, **_plain(lambda: bench.run(place))}
+                before = _limit(pieces)
+                turn: dict[str, Any] = _plain(lambda: bench.run(place))
+                # A machine's speed drifts by a third within a minute: before and behind the step.
+                limit = {name: (before[name] + took) / 2 for name, took in _limit(pieces).items()}
+                turn["limit"] = limit
                 turn["operations"] = _profiled(bench, lambda: bench.run(place))
                 turn["other_cores"] = meter.read().other_cores
                 say(f"round {number}: {turn['seconds']:.2f} s, limit {sum(limit.values()):.2f} s")
@@ -189,7 +189,14 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _plain(run: Callable[[], object]) -> dict[str, float]:
+def _limit(pieces: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    import torch
+
+    with torch.no_grad():
+        return {name: _seconds(run) for name, run in pieces.items()}
+
+
+def _plain(run: Callable[[], object]) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF)
     seconds = _seconds(run)
     after = resource.getrusage(resource.RUSAGE_SELF)
