@@ -55,8 +55,7 @@ TABLES: list[tuple[str, str, str, Markdown]] = [
         ("docs/performance.md", f"bench: {name}", f"performance/{name}.json", made)
         for name, made in (
             ("attribution", attribution.markdown),
-            # The page says of the study of jobs what there is of it: no file yet.
-            *((name, studies_table.markdown) for name in STUDIES if name != "jobs"),
+            *((name, studies_table.markdown) for name in STUDIES),
         )
     ),
     ("docs/performance.md", "bench: train", "performance/bench.json", train_table.markdown),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import make_llama, make_tokenizer
-from tests.training.stages import Stages
+from tests.training import runs
+from tests.training.stages import LONGEST, TWO_STEPS, Stages
+
+Jobs = list[dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,3 +51,25 @@ def stages(deep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Runs on ``deep_base``, each in a few processes."""
     with Stages(tmp_path_factory.mktemp("stages"), deep_base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def four_jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """They differ in everything, clip, drop out, are evaluated, and end at different times."""
+    rows = tmp_path_factory.mktemp("rows")
+    return [{**job, "max_seq_len": LONGEST} for job in runs.four_jobs(rows, steps=20)]
+
+
+@pytest.fixture(scope="session")
+def two_jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """Checkpoints of each step are kept for a while."""
+    jobs = runs.four_jobs(tmp_path_factory.mktemp("rows"), steps=TWO_STEPS)
+    return [{**jobs[i], "max_seq_len": LONGEST, "save_every": 1} for i in (0, 2)]
+
+
+@pytest.fixture(scope="session")
+def whole(deep_base: Path, two_jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two jobs in one process, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    runs.run(folder, deep_base, two_jobs, deterministic=True)
+    return folder

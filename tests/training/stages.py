@@ -19,6 +19,8 @@ from tests.training.runs import make_spec
 ROOT = Path(__file__).parents[2]
 # Tokens of a sample; a job file's jobs must allow no more than the capacity.
 LONGEST = 96
+# Of each of the fixture's two jobs.
+TWO_STEPS = 6
 PROGRAM = Path(__file__).with_name("stage_program.py")
 
 

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import make_llama, make_tokenizer
 from tests.training import runs
-from tests.training.stages import Case, Stages
+from tests.training.stages import LONGEST, Case, Stages
 
 pytestmark = pytest.mark.multiproc
 
 Jobs = list[dict[str, Any]]
-LONGEST = 96
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    make_tokenizer(folder)
-    make_llama(folder, tied=True, layers=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stages(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with Stages(tmp_path_factory.mktemp("stages"), base) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +22,10 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
 
 
 @pytest.fixture(scope="module")
-def alone(jobs: Jobs, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(jobs: Jobs, deep_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All together from the start, in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    result = runs.run(folder, base, jobs, deterministic=True)
+    result = runs.run(folder, deep_base, jobs, deterministic=True)
     assert result.succeeded
     return folder
 

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import make_llama, make_tokenizer
 from tests.training import runs
-from tests.training.stages import LONGEST, Case, Stages
+from tests.training.stages import Case, Stages
 
 pytestmark = pytest.mark.multiproc
 Jobs = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    make_tokenizer(folder)
-    make_llama(folder, tied=True, layers=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stages(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with Stages(tmp_path_factory.mktemp("stages"), base) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """They differ in everything, clip, drop out, are evaluated, and end at different times."""
-    return [
-        {**job, "max_seq_len": LONGEST}
-        for job in runs.four_jobs(tmp_path_factory.mktemp("rows"), steps=20)
-    ]
-
-
-@pytest.fixture(scope="module")
-def alone(base: Path, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(deep_base: Path, four_jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process, in float64."""
     folder = tmp_path_factory.mktemp("alone")
-    runs.run(folder, base, jobs, dtype="float64")
+    runs.run(folder, deep_base, four_jobs, dtype="float64")
     return folder
 
 
@@ -70,18 +45,24 @@ def assert_equal(found: Path, expected: Path, base: Path, jobs: Jobs, what: str)
 
 @pytest.mark.parametrize(("count", "replicas"), [(1, 2), (2, 2), (1, 3)])
 def test_float64_on_replicas_equals_one_process(
-    count: int, replicas: int, base: Path, jobs: Jobs, alone: Path, stages: Stages, tmp_path: Path
+    count: int,
+    replicas: int,
+    deep_base: Path,
+    four_jobs: Jobs,
+    alone: Path,
+    stages: Stages,
+    tmp_path: Path,
 ) -> None:
-    train(stages, Case(tmp_path, count, replicas=replicas), jobs, dtype="float64")
-    assert_equal(tmp_path, alone, base, jobs, f"{replicas} replicas of {count} stages")
+    train(stages, Case(tmp_path, count, replicas=replicas), four_jobs, dtype="float64")
+    assert_equal(tmp_path, alone, deep_base, four_jobs, f"{replicas} replicas of {count} stages")
 
 
 def test_deterministic_mode_gives_equal_bytes(
-    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    deep_base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
-    short = [{**job, "max_steps": 5 + i} for i, job in enumerate(jobs)]
-    runs.run(tmp_path / "one", base, short, **settings)
+    short = [{**job, "max_steps": 5 + i} for i, job in enumerate(four_jobs)]
+    runs.run(tmp_path / "one", deep_base, short, **settings)
     train(stages, Case(tmp_path / "2", 1, replicas=2), short, **settings)
     train(stages, Case(tmp_path / "2x2", 2, replicas=2), short[:2], recompute=True, **settings)
     for folder in ("2", "2x2"):
@@ -93,20 +74,20 @@ def test_deterministic_mode_gives_equal_bytes(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_each_job_on_a_replica_of_its_own(
-    count: int, base: Path, jobs: Jobs, alone: Path, stages: Stages, tmp_path: Path
+    count: int, deep_base: Path, four_jobs: Jobs, alone: Path, stages: Stages, tmp_path: Path
 ) -> None:
     """One adapter is on the ranks of one replica, whose stages write its checkpoints."""
     case = Case(tmp_path, count, replicas=2, mode="spread")
-    train(stages, case, jobs, dtype="float64")
-    assert_equal(tmp_path, alone, base, jobs, f"{count} stages, spread over 2 replicas")
+    train(stages, case, four_jobs, dtype="float64")
+    assert_equal(tmp_path, alone, deep_base, four_jobs, f"{count} stages, spread over 2 replicas")
 
 
 def test_spread_and_together_resume_from_one_another(
-    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    deep_base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
-    short = [{**job, "max_steps": 6} for job in jobs[:3]]
-    runs.run(tmp_path / "one", base, short, **settings)
+    short = [{**job, "max_steps": 6} for job in four_jobs[:3]]
+    runs.run(tmp_path / "one", deep_base, short, **settings)
     out = tmp_path / "out"
     first = Case(out, 1, replicas=2, mode="spread", stop_after=6)
     ended = stages.run(first, short, **settings)

@@ -49,17 +49,8 @@ def stages(
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """They differ in everything, clip, drop out, are evaluated, and end at different times."""
-    return [
-        {**job, "max_seq_len": LONGEST}
-        for job in runs.four_jobs(tmp_path_factory.mktemp("rows"), steps=20)
-    ]
-
-
-@pytest.fixture(scope="module")
 def alone(
-    bases: Callable[[str], Path], jobs: Jobs, tmp_path_factory: pytest.TempPathFactory
+    bases: Callable[[str], Path], four_jobs: Jobs, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Path]:
     """Base and dtype -> the folder of the run in one process."""
     folders: dict[tuple[str, str], Path] = {}
@@ -67,7 +58,7 @@ def alone(
     def folder(base: str, dtype: str) -> Path:
         if (base, dtype) not in folders:
             folders[base, dtype] = tmp_path_factory.mktemp("alone")
-            runs.run(folders[base, dtype], bases(base), jobs, dtype=dtype)
+            runs.run(folders[base, dtype], bases(base), four_jobs, dtype=dtype)
         return folders[base, dtype]
 
     return folder
@@ -104,15 +95,15 @@ def test_float64_on_stages_equals_one_process(
     count: int,
     recompute: bool,
     bases: Callable[[str], Path],
-    jobs: Jobs,
+    four_jobs: Jobs,
     alone: Callable[[str, str], Path],
     stages: Stages,
     tmp_path: Path,
 ) -> None:
     settings = {"dtype": "float64", "base_model": str(bases(base)), "recompute": recompute}
-    train(stages, tmp_path, count, jobs, **settings)
+    train(stages, tmp_path, count, four_jobs, **settings)
     expected = alone(base, "float64")
-    weights, losses = differences(tmp_path, expected, bases(base), jobs, "float64")
+    weights, losses = differences(tmp_path, expected, bases(base), four_jobs, "float64")
     runs.figure(f"{count} stages, {base}, float64: change of weights after 20 steps", weights)
     runs.figure(f"{count} stages, {base}, float64: losses", losses)
     assert weights <= 1e-9
@@ -121,14 +112,14 @@ def test_float64_on_stages_equals_one_process(
 
 def test_float32_on_stages_is_near_one_process(
     bases: Callable[[str], Path],
-    jobs: Jobs,
+    four_jobs: Jobs,
     alone: Callable[[str, str], Path],
     stages: Stages,
     tmp_path: Path,
 ) -> None:
-    train(stages, tmp_path, 3, jobs, dtype="float32")
+    train(stages, tmp_path, 3, four_jobs, dtype="float32")
     expected = alone("tied", "float32")
-    weights, losses = differences(tmp_path, expected, bases("tied"), jobs, "float32")
+    weights, losses = differences(tmp_path, expected, bases("tied"), four_jobs, "float32")
     runs.figure("3 stages, float32: change of weights after 20 steps", weights)
     runs.figure("3 stages, float32: losses", losses)
     assert weights <= 1e-3
@@ -136,11 +127,11 @@ def test_float32_on_stages_is_near_one_process(
 
 
 def test_deterministic_mode_gives_equal_bytes(
-    bases: Callable[[str], Path], jobs: Jobs, stages: Stages, tmp_path: Path
+    bases: Callable[[str], Path], four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """Alone, with other neighbours, on 2 and 4 stages, recomputed or not."""
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
-    short = [{**job, "max_steps": 6 + i} for i, job in enumerate(jobs)]
+    short = [{**job, "max_steps": 6 + i} for i, job in enumerate(four_jobs)]
     runs.run(tmp_path / "one", bases("tied"), short, **settings)
     runs.run(tmp_path / "alone", bases("tied"), short[:1], **settings)
     train(stages, tmp_path / "two", 2, short, recompute=True, **settings)

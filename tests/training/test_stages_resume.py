@@ -9,28 +9,12 @@ from typing import Any
 import pytest
 
 from tests.training.planted import Fault
-from tests.training.runs import StopAfter, assert_same_bytes, four_jobs, run
-from tests.training.stages import LONGEST, Case, Stages
+from tests.training.runs import StopAfter, assert_same_bytes, run
+from tests.training.stages import TWO_STEPS, Case, Stages
 
 pytestmark = pytest.mark.multiproc
 
 Jobs = Sequence[Mapping[str, Any]]
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """Two; checkpoints of each step are kept for a while."""
-    jobs = four_jobs(tmp_path_factory.mktemp("rows"), steps=STEPS)
-    return [{**jobs[i], "max_seq_len": LONGEST, "save_every": 1} for i in (0, 2)]
-
-
-@pytest.fixture(scope="module")
-def whole(deep_base: Path, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The jobs in one process, undisturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run(folder, deep_base, jobs, deterministic=True)
-    return folder
 
 
 def check_same(output: Path, whole: Path, jobs: Jobs) -> None:
@@ -44,73 +28,77 @@ def check_same(output: Path, whole: Path, jobs: Jobs) -> None:
 
 
 def test_stopped_and_resumed_over_other_stages(
-    stages: Stages, jobs: Jobs, whole: Path, deep_base: Path, tmp_path: Path
+    stages: Stages, two_jobs: Jobs, whole: Path, deep_base: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    first = stages.run(Case(output, 3, stop_after=8), jobs, deterministic=True)
+    first = stages.run(Case(output, 3, stop_after=8), two_jobs, deterministic=True)
     assert first.codes[1:] == [0, 0], first.err
     assert {job["state"] for job in first.jobs.values()} == {"paused"}
     done = [job["steps"] for job in first.jobs.values()]
-    assert 0 < min(done) and max(done) < STEPS
-    second = run(output, deep_base, jobs, resume=True, stop=StopAfter(4), deterministic=True)
+    assert 0 < min(done) and max(done) < TWO_STEPS
+    second = run(output, deep_base, two_jobs, resume=True, stop=StopAfter(4), deterministic=True)
     assert {job.state for job in second.jobs} == {"paused"}
-    third = stages.run(Case(output, 2, resume=True), jobs, deterministic=True)
+    third = stages.run(Case(output, 2, resume=True), two_jobs, deterministic=True)
     assert third.codes == [0, 0], third.err
-    check_same(output, whole, jobs)
+    check_same(output, whole, two_jobs)
 
 
-def test_each_rank_killed_in_turn(stages: Stages, jobs: Jobs, whole: Path, tmp_path: Path) -> None:
+def test_each_rank_killed_in_turn(
+    stages: Stages, two_jobs: Jobs, whole: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     for stage, step in enumerate((2, 4, 5)):
-        kill = Fault(stage, "kill", jobs[0]["name"], step)
+        kill = Fault(stage, "kill", two_jobs[0]["name"], step)
         case = Case(output, 3, [kill], resume=stage > 0)
-        ended = stages.run(case, jobs, deterministic=True)
+        ended = stages.run(case, two_jobs, deterministic=True)
         assert ended.codes == [-9 if rank == stage else 1 for rank in range(3)], ended.err
         if stage:
             assert f"rank {stage} (stage {stage}) is gone" in ended.err
-    ended = stages.run(Case(output, 2, resume=True), jobs, deterministic=True)
+    ended = stages.run(Case(output, 2, resume=True), two_jobs, deterministic=True)
     assert ended.codes == [0, 0], ended.err
-    check_same(output, whole, jobs)
+    check_same(output, whole, two_jobs)
 
 
-def test_a_shard_that_was_altered(stages: Stages, jobs: Jobs, whole: Path, tmp_path: Path) -> None:
+def test_a_shard_that_was_altered(
+    stages: Stages, two_jobs: Jobs, whole: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
-    first = stages.run(Case(output, 3, stop_after=12), jobs, deterministic=True)
-    name = jobs[0]["name"]
-    assert 2 <= first.jobs[name]["steps"] < STEPS
+    first = stages.run(Case(output, 3, stop_after=12), two_jobs, deterministic=True)
+    name = two_jobs[0]["name"]
+    assert 2 <= first.jobs[name]["steps"] < TWO_STEPS
     last = max((output / name / "checkpoints").iterdir())
     shard = last / "stage-1.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    second = stages.run(Case(output, 3, resume=True), jobs, deterministic=True)
+    second = stages.run(Case(output, 3, resume=True), two_jobs, deterministic=True)
     assert second.codes == [0, 0, 0], second.err
     said = second.err.replace("\n", "")
     assert f"{last.name} is not used: stage-1.safetensors does not match its checksum" in said
-    check_same(output, whole, jobs)
+    check_same(output, whole, two_jobs)
 
 
-def test_a_job_paused_alone(stages: Stages, jobs: Jobs, whole: Path, tmp_path: Path) -> None:
-    output, name = tmp_path / "out", jobs[0]["name"]
-    first = stages.run(Case(output, 2, pause_after={name: 3}), jobs, deterministic=True)
+def test_a_job_paused_alone(stages: Stages, two_jobs: Jobs, whole: Path, tmp_path: Path) -> None:
+    output, name = tmp_path / "out", two_jobs[0]["name"]
+    first = stages.run(Case(output, 2, pause_after={name: 3}), two_jobs, deterministic=True)
     assert first.codes == [1, 0], first.err  # not all have succeeded
     assert [job["state"] for job in first.jobs.values()] == ["paused", "succeeded"]
-    assert 0 < first.jobs[name]["steps"] < STEPS
-    check_same(output, whole, jobs[1:])
-    second = stages.run(Case(output, 2, resume=True), jobs, deterministic=True)
+    assert 0 < first.jobs[name]["steps"] < TWO_STEPS
+    check_same(output, whole, two_jobs[1:])
+    second = stages.run(Case(output, 2, resume=True), two_jobs, deterministic=True)
     assert second.codes == [0, 0], second.err
-    check_same(output, whole, jobs)
+    check_same(output, whole, two_jobs)
 
 
 def test_no_plan_in_mid_run(
-    stages: Stages, jobs: Jobs, whole: Path, deep_base: Path, tmp_path: Path
+    stages: Stages, two_jobs: Jobs, whole: Path, deep_base: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    ended = stages.run(Case(output, 3, window=6, plans=2), jobs, deterministic=True)
+    ended = stages.run(Case(output, 3, window=6, plans=2), two_jobs, deterministic=True)
     assert ended.codes == [2, 2, 2], ended.err
     assert "planted: no plan" in ended.err
-    for name in [job["name"] for job in jobs]:
+    for name in [job["name"] for job in two_jobs]:
         assert any((output / name / "checkpoints").glob("*/manifest.json"))
-    result = run(output, deep_base, jobs, resume=True, deterministic=True)
+    result = run(output, deep_base, two_jobs, resume=True, deterministic=True)
     assert {job.state for job in result.jobs} == {"succeeded"}
-    check_same(output, whole, jobs)
+    check_same(output, whole, two_jobs)

@@ -38,15 +38,6 @@ def stages(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
         yield running
 
 
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """They differ in everything, clip, drop out, are evaluated, and end at different times."""
-    return [
-        {**job, "max_seq_len": LONGEST}
-        for job in runs.four_jobs(tmp_path_factory.mktemp("rows"), steps=20)
-    ]
-
-
 def train(stages: Stages, case: Case, jobs: Jobs, **settings: Any) -> Ended:
     ended = stages.run(case, jobs, **{"parallel": ZERO, **settings})
     assert ended.codes == [0] * (case.stages * case.replicas), ended.err
@@ -54,12 +45,14 @@ def train(stages: Stages, case: Case, jobs: Jobs, **settings: Any) -> Ended:
     return ended
 
 
-def test_float64_equals_one_process(base: Path, jobs: Jobs, stages: Stages, tmp_path: Path) -> None:
+def test_float64_equals_one_process(
+    base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
     """And each of two ranks keeps half of the base, whose hash is the whole one's."""
-    alone = runs.run(tmp_path / "alone", base, jobs, dtype="float64")
+    alone = runs.run(tmp_path / "alone", base, four_jobs, dtype="float64")
     case = Case(tmp_path / "2", 1, replicas=2, trace=None)
-    ended = train(stages, case, jobs, dtype="float64", recompute=False)
-    for job in jobs:
+    ended = train(stages, case, four_jobs, dtype="float64", recompute=False)
+    for job in four_jobs:
         ours, theirs = tmp_path / "2" / job["name"], tmp_path / "alone" / job["name"]
         start = runs.initial(base, job, "float64")
         changes = [runs.change(runs.state(folder), start) for folder in (ours, theirs)]
@@ -82,10 +75,10 @@ def kept(output: Path) -> list[int]:
 
 
 def test_deterministic_mode_gives_equal_bytes(
-    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
-    short = [{**job, "max_steps": 5 + i} for i, job in enumerate(jobs)]
+    short = [{**job, "max_steps": 5 + i} for i, job in enumerate(four_jobs)]
     runs.run(tmp_path / "one", base, short, **settings)
     offload = {"zero": 3, "offload": "cpu"}
     train(stages, Case(tmp_path / "2", 1, replicas=2), short, parallel=offload, **settings)
@@ -101,7 +94,7 @@ FAULTS = ("forward", "backward", "collect", "eval", "norm", "step")
 
 
 def test_a_job_that_fails_on_one_rank_harms_no_other(
-    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """The rank that has its place makes more passes then than the other."""
     faults = [Fault(rank, phase, phase, 3) for phase in FAULTS for rank in (0, 1)]
@@ -116,7 +109,7 @@ def test_a_job_that_fails_on_one_rank_harms_no_other(
         "eval": {"val_size": 2, "every": 1},
     }
     victims = [{**victim, "name": phase, "seed": seed} for seed, phase in enumerate(FAULTS)]
-    neighbours = [{**job, "max_steps": 6} for job in jobs[:3]]
+    neighbours = [{**job, "max_steps": 6} for job in four_jobs[:3]]
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
     runs.run(tmp_path / "alone", base, neighbours, **settings)
     case = Case(tmp_path / "2", 1, replicas=2, faults=faults)
@@ -131,10 +124,10 @@ def test_a_job_that_fails_on_one_rank_harms_no_other(
 
 @pytest.mark.parametrize("phase", ["full", "full-backward", "full-backward-midway"])
 def test_memory_that_runs_out_on_one_rank(
-    phase: str, base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    phase: str, base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """It cuts its places in parts, each of which is a pass of its own; losses stay the same."""
-    short = [{**job, "max_steps": 4} for job in jobs]
+    short = [{**job, "max_steps": 4} for job in four_jobs]
     runs.run(tmp_path / "alone", base, short, dtype="float64")
     case = Case(tmp_path / "2", 1, replicas=2, faults=[Fault(1, phase, "wide", 40)])
     ended = train(stages, case, short, dtype="float64")
@@ -145,11 +138,11 @@ def test_memory_that_runs_out_on_one_rank(
 
 
 def test_what_a_cut_base_began_one_process_ends(
-    base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """Checkpoints fit, whatever the base was cut into; deterministic, so bytes tell."""
     settings: dict[str, Any] = {"dtype": "float32", "deterministic": True}
-    short = [{**job, "max_steps": 6} for job in jobs]
+    short = [{**job, "max_steps": 6} for job in four_jobs]
     runs.run(tmp_path / "one", base, short, **settings)
     case = Case(tmp_path / "2", 1, replicas=2, stop_after=5)
     ended = stages.run(case, short, parallel=ZERO, **settings)
@@ -160,10 +153,10 @@ def test_what_a_cut_base_began_one_process_ends(
 
 
 def test_gathers_are_counted_where_a_profile_is_asked_for(
-    jobs: Jobs, stages: Stages, tmp_path: Path
+    four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """Three layers of 7 matrices, the embedding and the tied head of each forward."""
-    short = [{**jobs[0], "max_steps": 2, "eval": {}}]
+    short = [{**four_jobs[0], "max_steps": 2, "eval": {}}]
     ended = train(stages, Case(tmp_path, 1, replicas=2, trace=True), short, deterministic=False)
     found = re.search(r"gathered (\S+) GB of weights in (\d+)\s+collectives", ended.err)
     assert found, ended.err
@@ -171,25 +164,29 @@ def test_gathers_are_counted_where_a_profile_is_asked_for(
     assert int(found[2]) % (forward + backward) == 0
 
 
-def test_a_killed_rank_ends_the_run(base: Path, jobs: Jobs, stages: Stages, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_run(
+    base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
+) -> None:
     """Whoever waits for it in a collective ends too."""
     case = Case(tmp_path, 1, replicas=2, faults=[Fault(1, "kill", "wide", 2)])
-    ended = stages.run(case, jobs[:2], parallel=ZERO)
+    ended = stages.run(case, four_jobs[:2], parallel=ZERO)
     assert ended.codes == [1, -9], ended.err
     assert "rank 1" in ended.err
 
 
-def test_zero_in_one_process_says_how_to_start_it(base: Path, jobs: Jobs, tmp_path: Path) -> None:
+def test_zero_in_one_process_says_how_to_start_it(
+    base: Path, four_jobs: Jobs, tmp_path: Path
+) -> None:
     with pytest.raises(LaunchError, match="lorafusion train FILE --replicas D"):
-        runs.run(tmp_path, base, jobs[:1], parallel=ZERO)
+        runs.run(tmp_path, base, four_jobs[:1], parallel=ZERO)
 
 
 @pytest.mark.parametrize("mode", ["spread", "auto"])
 def test_jobs_on_replicas_of_their_own(
-    mode: str, base: Path, jobs: Jobs, stages: Stages, tmp_path: Path
+    mode: str, base: Path, four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
     """They still need one another's parts of the base, and end at different times."""
-    short = [{**job, "max_steps": 3 + 2 * i} for i, job in enumerate(jobs)]
+    short = [{**job, "max_steps": 3 + 2 * i} for i, job in enumerate(four_jobs)]
     runs.run(tmp_path / "alone", base, short, dtype="float64")
     train(stages, Case(tmp_path / "2", 1, replicas=2, mode=mode), short, dtype="float64")
     for job in short:
@@ -198,9 +195,9 @@ def test_jobs_on_replicas_of_their_own(
 
 
 def test_zero_with_stages_is_refused_on_all_ranks(
-    jobs: Jobs, stages: Stages, tmp_path: Path
+    four_jobs: Jobs, stages: Stages, tmp_path: Path
 ) -> None:
-    ended = stages.run(Case(tmp_path, 2), jobs[:1], parallel=ZERO)
+    ended = stages.run(Case(tmp_path, 2), four_jobs[:1], parallel=ZERO)
     assert ended.codes == [2, 2], ended.err
     assert "--stages 2" in ended.err
     assert "Leave --stages out and give --replicas" in ended.err
