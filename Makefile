@@ -76,8 +76,10 @@ test: fetch
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) --durations=10 \
 	  -m "not slow and not gpu and not aot and not chaos and not hosts and not exhaustive"
 
+# Next to each other these take as long as the longest few: each test goes to whoever is free.
 test-slow: fetch
-	$(BIN)/python -m pytest -m "slow and not gpu and not aot" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations=10 \
+	  -m "slow and not gpu and not aot"
 
 test-aot: setup
 	$(BIN)/python -m pytest -m aot --durations=10
