@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorafusion.adapters.card import AdapterFacts, adapter_card
 from lorafusion.adapters.lora import LoraConfig
-from lorafusion.adapters.peft_format import StoredAdapter, all_finite, save_adapter
+from lorafusion.adapters.peft_format import StoredAdapter, save_adapter
 from lorafusion.errors import StepError
 from lorafusion.jobs.schema import JobSpec
 from lorafusion.training.checkpoint import Checkpoint, Json
@@ -127,7 +127,7 @@ class JobOutput:
         assert isinstance(config, LoraConfig)
         names = [f"{name}.{factor}" for name in self._targets for factor in ("lora_A", "lora_B")]
         tensors = self._manifests.newest().tensors(names)
-        bad = [name for name in names if not all_finite(tensors[name])]
+        bad = [name for name in names if not bool(tensors[name].isfinite().all())]
         if bad:
             raise StepError(
                 f"after step {job.step} {len(bad)} of its {len(names)} tensors are not finite, "
